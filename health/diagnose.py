@@ -131,13 +131,14 @@ class Diagnosis:
 
         A fault that clears by a reset, a new boot or the driver's word ends with the boot it was seen in:
         a boot resets every device. Faults without evidence of a boot stay until their own rule ends them.
+        A fault that was last seen in the future, since the wall clock was set back, is quiet from now on.
         """
         staying = {
-            key: fault
+            key: _not_after(fault, now)
             for key, fault in self.open.items()
             if not _cleared(fault, now, boot_id=boot_id, dwell=dwell)
         }
-        if len(staying) == len(self.open):
+        if len(staying) == len(self.open) and all(fault is self.open[key] for key, fault in staying.items()):
             return self
         gone_by_boot = {
             fault.device_uuid
@@ -220,6 +221,10 @@ def _advice_rank(advice: str) -> int:
 
 def _clearing_rank(clears_on: str) -> int:
     return _CLEARING_RANKS.get(clears_on, -1)
+
+
+def _not_after(fault: Fault, now: datetime) -> Fault:
+    return fault if fault.last_seen <= now else msgspec.structs.replace(fault, last_seen=now)
 
 
 def _cleared(fault: Fault, now: datetime, *, boot_id: str, dwell: timedelta) -> bool:

@@ -1,0 +1,1 @@
+"""The steps of a plan. Each does one small idempotent thing to the cluster and returns; none waits."""

@@ -1,0 +1,51 @@
+# Two commands do all the set-up: `make demo` shows the product at work, `make test` passes the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test fast check lab lab-binaries bench deep lock clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Sickbay needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)  ## a GPU falls off the bus, and its node is fenced before your eyes
+	$(BIN)/sickbay demo
+
+test: fast  ## all tests: the fast ones, then the lab's (a real Kubernetes; they say so when they cannot run)
+	$(BIN)/pytest tests/lab -m "lab and not deep"
+
+fast: $(READY)  ## the tests that need nothing but Python
+	$(BIN)/pytest tests/unit tests/property tests/contract -m "not deep" -n auto
+
+check: $(READY)  ## formatting, linters, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lab: $(READY)  ## a real Kubernetes on this machine, until Ctrl-C
+	$(BIN)/python -m tests.lab --nodes 2
+
+lab-binaries: $(READY)  ## build the lab's Kubernetes from its public Go modules (about 7 minutes)
+	$(BIN)/python -m tests.lab.binaries build
+
+bench: $(READY)  ## measure, and say how it compares with the target
+	$(BIN)/python -m benchmarks.fence
+
+deep: $(READY)  ## the tests that take long
+	$(BIN)/pytest tests -m deep --hypothesis-profile=deep
+
+lock:  ## pin the dependencies anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+		--group dev pyproject.toml -o requirements/dev.txt
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

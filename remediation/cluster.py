@@ -1,0 +1,135 @@
+"""The controller's calls to the Kubernetes API, each one typed and none retried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from health.vocabulary import GROUP_VERSION
+from remediation.fleet import Node
+from remediation.objects import (
+    NODE_LABEL,
+    OPENING_ANNOTATION,
+    AcceleratorControl,
+    AcceleratorRemediation,
+    RemediationSpec,
+    RemediationStatus,
+    StartTokens,
+)
+from runtime.api_errors import ApiError, NotFound
+from runtime.kubernetes import Session
+
+NODES = "/api/v1/nodes"
+REPORTS = f"/apis/{GROUP_VERSION}/acceleratorreports"
+REMEDIATIONS = f"/apis/{GROUP_VERSION}/acceleratorremediations"
+CONTROLS = f"/apis/{GROUP_VERSION}/acceleratorcontrols"
+CONTROL_NAME = "default"
+
+
+class FencedError(ApiError):
+    """This controller may not write any more: its lease is not proven. Nothing was sent."""
+
+
+class Cluster:
+    """Reads and writes of the controller. `may_write` is asked before every mutation is sent."""
+
+    def __init__(self, session: Session, *, may_write: Callable[[], bool]) -> None:
+        self._session = session
+        self._may_write = may_write
+
+    def get_node(self, name: str) -> Node:
+        """A live read of a node."""
+        return msgspec.json.decode(self._session.get(f"{NODES}/{name}").body, type=Node)
+
+    def patch_node(self, name: str, patch: bytes) -> Node:
+        """Merge-patch a node; the patch carries the preconditions."""
+        self._guard()
+        return msgspec.json.decode(self._session.merge_patch(f"{NODES}/{name}", patch).body, type=Node)
+
+    def sessions_of(self, node_uid: str) -> tuple[AcceleratorRemediation, ...]:
+        """A live list of the sessions of a node."""
+        return self._list({"labelSelector": f"{NODE_LABEL}={node_uid}"})
+
+    def _list(self, query: dict[str, str]) -> tuple[AcceleratorRemediation, ...]:
+        items: list[AcceleratorRemediation] = []
+        for page in self._session.list_pages(REMEDIATIONS, query=query):
+            items.extend(msgspec.json.decode(page.body, type=_SessionList).items)
+        return tuple(items)
+
+    def all_sessions(self) -> tuple[AcceleratorRemediation, ...]:
+        """A live list of all sessions."""
+        return self._list({})
+
+    def control(self) -> AcceleratorControl:
+        """A live read of the people's switches; the empty ones where nobody made the object."""
+        try:
+            body = self._session.get(f"{CONTROLS}/{CONTROL_NAME}").body
+        except NotFound:
+            return AcceleratorControl()
+        return msgspec.json.decode(body, type=AcceleratorControl)
+
+    def create_session(
+        self, name: str, spec: RemediationSpec, opening: RemediationStatus
+    ) -> AcceleratorRemediation:
+        """Create a session; it carries its first status, and so its first intent, from its birth.
+
+        Raises Conflict (`already_exists`) where this onset of the fault has had its session.
+        """
+        self._guard()
+        document = {
+            "apiVersion": GROUP_VERSION,
+            "kind": "AcceleratorRemediation",
+            "metadata": {
+                "name": name,
+                "labels": {NODE_LABEL: spec.node_uid},
+                "annotations": {OPENING_ANNOTATION: msgspec.json.encode(opening).decode()},
+            },
+            "spec": spec,
+        }
+        body = self._session.post(REMEDIATIONS, msgspec.json.encode(document)).body
+        return msgspec.json.decode(body, type=AcceleratorRemediation)
+
+    def write_status(
+        self, session: AcceleratorRemediation, status: RemediationStatus
+    ) -> AcceleratorRemediation:
+        """Write a session's whole status, if nobody wrote the session since it was read. Raises Conflict."""
+        self._guard()
+        document = {
+            "metadata": {
+                "uid": session.metadata.uid,
+                "resourceVersion": session.metadata.resource_version,
+            },
+            "status": _whole(status),
+        }
+        path = f"{REMEDIATIONS}/{session.metadata.name}/status"
+        body = self._session.merge_patch(path, msgspec.json.encode(document)).body
+        return msgspec.json.decode(body, type=AcceleratorRemediation)
+
+    def delete_session(self, session: AcceleratorRemediation) -> None:
+        """Delete a session that has been kept long enough."""
+        self._guard()
+        self._session.delete(f"{REMEDIATIONS}/{session.metadata.name}", uid=session.metadata.uid)
+
+    def write_start_tokens(self, tokens: StartTokens) -> None:
+        """Remember the start-rate bucket. Raises NotFound where the control object does not exist."""
+        self._guard()
+        document = {"status": {"startTokens": tokens}}
+        self._session.merge_patch(f"{CONTROLS}/{CONTROL_NAME}/status", msgspec.json.encode(document))
+
+    def _guard(self) -> None:
+        if not self._may_write():
+            raise FencedError("the lease is not proven, so nothing is written", reason="Fenced")
+
+
+class _SessionList(msgspec.Struct, frozen=True):
+    items: tuple[AcceleratorRemediation, ...] = ()
+
+
+def _whole(status: RemediationStatus) -> dict[str, object]:
+    """Every field of the status, the absent ones as null: a merge patch keeps what it does not name."""
+    written = {}
+    for field in msgspec.structs.fields(status):
+        value = msgspec.to_builtins(getattr(status, field.name))
+        written[field.encode_name] = None if value == "" else value
+    return written

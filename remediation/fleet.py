@@ -1,0 +1,240 @@
+"""What the controller knows of the fleet: nodes, reports and sessions, as the watches last said.
+
+The cache belongs to the deciding thread. An object that arrives late (an older resourceVersion than the one
+held) is ignored, so that an answer to our own write is never undone by the watch that lags behind it.
+Resource versions of one resource are comparable numbers (KEP-5504).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from health.report import AcceleratorReport, Wire
+from remediation.objects import AcceleratorControl, AcceleratorRemediation, NodeAction
+
+SESSION_KEY = "sickbay.dev/session"
+"""Annotation on a node: the session that cordoned it. It is the ownership record of that cordon."""
+HOLD_KEY = "sickbay.dev/hold"
+OPT_OUT_KEY = "sickbay.dev/opt-out"
+_CONTROL_PLANE_LABELS = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
+
+_OTHERS_TAINTS = {
+    "karpenter.sh/disrupted": "Karpenter is taking the node away",
+    "ToBeDeletedByClusterAutoscaler": "the cluster autoscaler is taking the node away",
+}
+_UPGRADE_LABEL = "nvidia.com/gpu-driver-upgrade-state"
+_UPGRADE_AT_REST = frozenset({"", "upgrade-done", "upgrade-required"})
+_NVSENTINEL_LABEL = "dgxc.nvidia.com/nvsentinel-state"
+
+FRESH_FOR = 90.0
+"""Seconds since this controller saw a report's sequence advance within which its evidence counts."""
+
+
+class NodeMetadata(Wire, frozen=True):
+    """What is read of a node's metadata."""
+
+    name: str
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    deletion_timestamp: datetime | None = None
+
+
+class Taint(Wire, frozen=True):
+    """A taint's key."""
+
+    key: str
+
+
+class NodeSpec(Wire, frozen=True):
+    """What is read of a node's spec."""
+
+    unschedulable: bool = False
+    taints: tuple[Taint, ...] = ()
+
+
+class NodeCondition(Wire, frozen=True):
+    """What is read of a node's condition."""
+
+    type: str
+    status: str
+
+
+class NodeInfo(Wire, frozen=True):
+    """`bootID` as the kubelet reports it."""
+
+    boot_id: str = ""
+
+
+class NodeStatus(Wire, frozen=True):
+    """What is read of a node's status."""
+
+    conditions: tuple[NodeCondition, ...] = ()
+    node_info: NodeInfo = NodeInfo()
+
+
+class Node(Wire, frozen=True):
+    """A Node, only the fields that decide something."""
+
+    metadata: NodeMetadata
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.metadata.name
+
+    @property
+    def ready(self) -> bool:
+        """Whether its Ready condition is True."""
+        return any(item.type == "Ready" and item.status == "True" for item in self.status.conditions)
+
+    @property
+    def owner_session(self) -> str:
+        """The session that owns the cordon, empty where none of ours does."""
+        return self.metadata.annotations.get(SESSION_KEY, "")
+
+    @property
+    def held(self) -> bool:
+        """Whether a person's annotation holds it."""
+        return HOLD_KEY in self.metadata.annotations
+
+    @property
+    def opted_out(self) -> bool:
+        """Whether a person's annotation opts it out, or it carries the control plane, which is never touched."""
+        return OPT_OUT_KEY in self.metadata.annotations or any(
+            label in self.metadata.labels for label in _CONTROL_PLANE_LABELS
+        )
+
+    @property
+    def taken_by(self) -> str:
+        """Who else is working on the node, as a clause for people; empty where nobody is."""
+        for taint in self.spec.taints:
+            if taint.key in _OTHERS_TAINTS:
+                return _OTHERS_TAINTS[taint.key]
+        state = self.metadata.labels.get(_UPGRADE_LABEL, "")
+        if state not in _UPGRADE_AT_REST:
+            return f"a driver upgrade is under way ({state})"
+        if _NVSENTINEL_LABEL in self.metadata.labels:
+            return f"NVSentinel is working on the node ({self.metadata.labels[_NVSENTINEL_LABEL]})"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportView:
+    """A report, and when (monotonic) this controller saw its sequence advance; None until it did."""
+
+    report: AcceleratorReport
+    advanced: float | None = None
+
+    def fresh(self, now: float) -> bool:
+        """Whether its evidence counts."""
+        return self.advanced is not None and now - self.advanced <= FRESH_FOR
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The cache. Keys are object names."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    reports: dict[str, ReportView] = field(default_factory=dict)
+    sessions: dict[str, AcceleratorRemediation] = field(default_factory=dict)
+    control: AcceleratorControl = field(default_factory=AcceleratorControl)
+    starting: dict[str, bool] = field(default_factory=dict)
+    """Nodes whose session is being created right now, and whether it only observes: they count already."""
+    _open: dict[str, set[str]] = field(default_factory=dict)
+    _closed: dict[str, set[str]] = field(default_factory=dict)
+
+    def put_node(self, node: Node) -> None:
+        """Take in a node as a watch or a live read shows it."""
+        known = self.nodes.get(node.name)
+        if known is None or not _older(node.metadata.resource_version, known.metadata.resource_version):
+            self.nodes[node.name] = node
+
+    def drop_node(self, name: str) -> None:
+        """The node is gone."""
+        self.nodes.pop(name, None)
+
+    def put_report(self, report: AcceleratorReport, now: float) -> bool:
+        """Take in a report; True where more than a renewal changed.
+
+        A report that is met for the first time has not advanced: it may be as old as its agent is dead.
+        """
+        name = report.metadata.name
+        known = self.reports.get(name)
+        if known is None:
+            self.reports[name] = ReportView(report)
+            return True
+        if _older(report.metadata.resource_version, known.report.metadata.resource_version):
+            return False
+        same_node = report.status.node_uid == known.report.status.node_uid
+        advances = same_node and report.status.sequence > known.report.status.sequence
+        self.reports[name] = ReportView(report, now if advances else known.advanced if same_node else None)
+        was_fresh = known.fresh(now)
+        return not was_fresh or meaning(report) != meaning(known.report)
+
+    def drop_report(self, name: str) -> None:
+        """The report is gone."""
+        self.reports.pop(name, None)
+
+    def put_session(self, session: AcceleratorRemediation) -> None:
+        """Take in a session as a watch or the answer to a write shows it."""
+        name = session.metadata.name
+        known = self.sessions.get(name)
+        if known is not None and _older(session.metadata.resource_version, known.metadata.resource_version):
+            return
+        self.sessions[name] = session
+        of_node = (
+            (self._open, self._closed) if not session.current.phase.closed else (self._closed, self._open)
+        )
+        of_node[0].setdefault(session.spec.node_name, set()).add(name)
+        of_node[1].get(session.spec.node_name, set()).discard(name)
+
+    def drop_session(self, name: str) -> AcceleratorRemediation | None:
+        """The session is gone; what it was."""
+        session = self.sessions.pop(name, None)
+        if session is not None:
+            for names in (self._open, self._closed):
+                names.get(session.spec.node_name, set()).discard(name)
+        return session
+
+    def open_sessions(self, node_name: str) -> tuple[AcceleratorRemediation, ...]:
+        """The open sessions of a node, by name; more than one only after a race that decide then mends."""
+        return tuple(self.sessions[name] for name in sorted(self._open.get(node_name, ())))
+
+    def closed_sessions(self, node_name: str) -> tuple[AcceleratorRemediation, ...]:
+        """The closed sessions of a node that are still kept."""
+        return tuple(self.sessions[name] for name in sorted(self._closed.get(node_name, ())))
+
+    def all_open(self) -> Iterator[AcceleratorRemediation]:
+        """Every open session."""
+        for names in self._open.values():
+            for name in names:
+                yield self.sessions[name]
+
+    def switch(self, node_name: str) -> NodeAction | None:
+        """What a person asked for this node, by annotation or in AcceleratorControl; Hold before OptOut."""
+        asked = {entry.action for entry in self.control.spec.nodes if entry.name == node_name}
+        node = self.nodes.get(node_name)
+        if NodeAction.HOLD in asked or (node is not None and node.held):
+            return NodeAction.HOLD
+        if NodeAction.OPT_OUT in asked or (node is not None and node.opted_out):
+            return NodeAction.OPT_OUT
+        return None
+
+
+def meaning(report: AcceleratorReport) -> object:
+    """What of a report decides something: all but its sequence, its times and its counts."""
+    status = report.status
+    faults = tuple(
+        (fault.identity, fault.severity, fault.advice, fault.clears_on, fault.code) for fault in status.faults
+    )
+    return (status.node_uid, status.boot_id, faults, status.devices, status.device_access, report.spec)
+
+
+def _older(version: str, than: str) -> bool:
+    return version.isdecimal() and than.isdecimal() and int(version) < int(than)

@@ -1,0 +1,139 @@
+"""A session's status from one step to the next. Pure: every function returns the next status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from msgspec.structs import replace
+
+from health.report import AcceleratorReport, Fault
+from health.vocabulary import ClearsOn, Phase
+from remediation.objects import (
+    JOURNAL_LIMIT,
+    Incident,
+    JournalEntry,
+    JournalEvent,
+    RemediationStatus,
+)
+
+
+def with_entry(status: RemediationStatus, entry: JournalEntry) -> RemediationStatus:
+    """The status with one more journal line.
+
+    A line that says the same as the last is folded into it. A full journal loses its second line, never its
+    first: how a session began is worth more than its middle.
+    """
+    journal = status.journal
+    if journal and _same(journal[-1], entry):
+        folded = replace(journal[-1], time=entry.time, count=journal[-1].count + entry.count)
+        return replace(status, journal=(*journal[:-1], folded))
+    kept = journal if len(journal) < JOURNAL_LIMIT else (journal[0], *journal[2:])
+    return replace(status, journal=(*kept, entry))
+
+
+def with_intent(
+    status: RemediationStatus, *, step: str, attempt: int, epoch: int, now: datetime, message: str
+) -> RemediationStatus:
+    """The status that says what is about to be done."""
+    entry = JournalEntry(
+        time=now, epoch=epoch, step=step, attempt=attempt, event=JournalEvent.INTENT, message=message
+    )
+    return with_entry(replace(status, step=step, attempt=attempt, leader_epoch=epoch), entry)
+
+
+def with_outcome(
+    status: RemediationStatus,
+    *,
+    step: str,
+    attempt: int,
+    epoch: int,
+    now: datetime,
+    result: str,
+    message: str,
+) -> RemediationStatus:
+    """The status that says what came of it."""
+    entry = JournalEntry(
+        time=now,
+        epoch=epoch,
+        step=step,
+        attempt=attempt,
+        event=JournalEvent.OUTCOME,
+        result=result,
+        message=message,
+    )
+    return with_entry(replace(status, leader_epoch=epoch), entry)
+
+
+def moved(
+    status: RemediationStatus, phase: Phase, *, reason: str, message: str, now: datetime
+) -> RemediationStatus:
+    """The status in another phase, with why."""
+    return replace(
+        status,
+        phase=phase,
+        reason=reason,
+        message=message,
+        closed_time=now if phase.closed else None,
+    )
+
+
+def with_incidents(
+    status: RemediationStatus, report: AcceleratorReport, faults: Iterable[Fault], now: datetime
+) -> RemediationStatus:
+    """The incidents brought up to date by a fresh report: new ones attached, gone ones marked, returned ones open.
+
+    `faults` are those of the report that act. An incident that clears by a new boot is gone only in another
+    boot; the others are gone when the agent no longer reports them.
+    """
+    reported = {fault.identity: fault for fault in faults}
+    serials = {device.uuid: device.serial for device in report.status.devices}
+    boot_id = report.status.boot_id
+    known = [_updated(incident, reported, boot_id, now) for incident in status.incidents]
+    identities = {incident.identity for incident in known}
+    new = [
+        Incident.of(fault, boot_id=boot_id, serial=serials.get(fault.device_uuid, ""))
+        for identity, fault in reported.items()
+        if identity not in identities
+    ]
+    return replace(status, incidents=(*known, *new))
+
+
+def all_cleared(status: RemediationStatus) -> bool:
+    """Whether nothing of what the session is about is left."""
+    return all(incident.cleared_time is not None for incident in status.incidents)
+
+
+def _updated(
+    incident: Incident, reported: dict[tuple[str, str], Fault], boot_id: str, now: datetime
+) -> Incident:
+    fault = reported.get(incident.identity)
+    if fault is not None:
+        return replace(
+            incident,
+            code=fault.code,
+            severity=fault.severity,
+            advice=fault.advice,
+            clears_on=fault.clears_on,
+            last_seen=max(incident.last_seen, fault.last_seen)
+            if incident.cleared_time
+            else incident.last_seen,
+            boot_id=boot_id,
+            cleared_time=None,
+        )
+    if incident.cleared_time is not None:
+        return incident
+    if incident.clears_on == ClearsOn.NEW_BOOT and incident.boot_id == boot_id:
+        return incident
+    return replace(incident, cleared_time=now)
+
+
+def _same(one: JournalEntry, other: JournalEntry) -> bool:
+    return (one.step, one.attempt, one.event, one.result, one.message, one.epoch) == (
+        other.step,
+        other.attempt,
+        other.event,
+        other.result,
+        other.message,
+        other.epoch,
+    )

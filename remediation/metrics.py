@@ -1,0 +1,140 @@
+"""The controller's metrics, rendered from a snapshot that the deciding thread leaves behind."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prometheus_client import Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from health.vocabulary import Mode, Phase
+from remediation import budget
+from remediation.fleet import Fleet
+from remediation.policy import DEFAULT_POOL, Policy
+
+_STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Counts as of one moment; keys are label values."""
+
+    nodes: dict[tuple[str, str], int]
+    sessions: dict[tuple[str, str], int]
+    budgets: tuple[budget.Usage, ...]
+    start_tokens: float
+    epoch: int
+
+
+EMPTY = Snapshot(nodes={}, sessions={}, budgets=(), start_tokens=0.0, epoch=0)
+
+
+def snapshot(fleet: Fleet, policy: Policy, *, start_tokens: float, epoch: int, now: float) -> Snapshot:
+    """Count the fleet: each accelerator node in one state, sessions by phase and mode, both budgets of each pool."""
+    pools = [*(pool.name for pool in policy.pools), DEFAULT_POOL, budget.CLUSTER]
+    nodes: Tally[tuple[str, str]] = Tally()
+    for name in fleet.reports:
+        node = fleet.nodes.get(name)
+        if node is not None:
+            nodes[policy.pool_of(node.metadata.labels), _state(fleet, name, now)] += 1
+    return Snapshot(
+        nodes=dict(nodes),
+        sessions=dict(
+            Tally((session.current.phase.value, session.spec.mode.value) for session in fleet.all_open())
+        ),
+        budgets=tuple(
+            count(fleet, policy, pool) for pool in pools for count in (budget.fenced, budget.disrupted)
+        ),
+        start_tokens=start_tokens,
+        epoch=epoch,
+    )
+
+
+def _state(fleet: Fleet, name: str, now: float) -> str:
+    """One word for a node: what takes it out of service first, else how well it is known."""
+    sessions = fleet.open_sessions(name)
+    if sessions and sessions[0].spec.mode is not Mode.OBSERVE:
+        return sessions[0].current.phase.value.lower()
+    view = fleet.reports[name]
+    if fleet.nodes[name].spec.unschedulable:
+        return "cordoned"
+    if not view.fresh(now):
+        return "unknown"
+    return "faulty" if view.report.status.faults else "healthy"
+
+
+class ControllerMetrics:
+    """The collector for gauges, and the counters and histograms that workers and loop write to directly."""
+
+    def __init__(self) -> None:
+        self.current = EMPTY
+        self.actions = Counter(
+            "sickbay_actions",
+            "Actions carried out, by kind (open, write, run) and result (done, changed, failed).",
+            ["action", "result"],
+            registry=None,
+        )
+        self.stages = Histogram(
+            "sickbay_remediation_stage_duration_seconds",
+            "Time from the first sight of a fault to the end of a stage: fenced, released.",
+            ["stage"],
+            buckets=_STAGE_BUCKETS,
+            registry=None,
+        )
+        self.policy_loads = Counter(
+            "sickbay_policy_loads", "Policy files read, by result.", ["result"], registry=None
+        )
+        for action in ("open", "write", "run"):
+            for result in ("done", "changed", "failed"):
+                self.actions.labels(action, result)
+        for stage in ("fenced", "released"):
+            self.stages.labels(stage)
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges of the last snapshot."""
+        now = self.current
+        nodes = GaugeMetricFamily(
+            "sickbay_nodes", "Accelerator nodes by pool and state.", labels=["pool", "state"]
+        )
+        for labels, value in now.nodes.items():
+            nodes.add_metric(labels, value)
+        yield nodes
+        sessions = GaugeMetricFamily(
+            "sickbay_sessions", "Open remediation sessions by phase and mode.", labels=["phase", "mode"]
+        )
+        for phase in Phase:
+            for mode in Mode:
+                if not phase.closed:
+                    key = (phase.value, mode.value)
+                    sessions.add_metric(key, now.sessions.get(key, 0))
+        yield sessions
+        limit = GaugeMetricFamily(
+            "sickbay_budget_limit",
+            "Nodes that may be taken at once; pool empty: cluster.",
+            labels=["pool", "kind"],
+        )
+        used = GaugeMetricFamily(
+            "sickbay_budget_used",
+            "Nodes that are taken, by whomever; pool empty: cluster.",
+            labels=["pool", "kind"],
+        )
+        for usage in now.budgets:
+            limit.add_metric([usage.pool, usage.kind], usage.limit)
+            used.add_metric([usage.pool, usage.kind], usage.used)
+        yield limit
+        yield used
+        yield GaugeMetricFamily(
+            "sickbay_start_tokens", "Sessions that may start right now.", value=now.start_tokens
+        )
+        yield GaugeMetricFamily(
+            "sickbay_leader_epoch",
+            "The epoch this controller leads in; 0 while it does not.",
+            value=now.epoch,
+        )
+
+    def describe(self) -> Iterator[Metric]:
+        """The gauges, without values."""
+        return self.collect()
