@@ -8,6 +8,7 @@ access to its devices and wants to be started anew.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import shlex
@@ -55,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _usage_errors() -> tuple[type[Exception], ...]:
     from runtime.endpoint import ListenError
-
     from runtime.kubernetes_auth import KubeconfigError
 
     return (ConfigError, CatalogueError, KubeconfigError, ListenError)
@@ -200,9 +200,14 @@ def _overrides(path: Path) -> tuple[Xid, ...]:
 
 
 def _demo(flags: argparse.Namespace) -> int:
-    from simulation import demo
-
-    return demo.run(exit_when_done=flags.exit)
+    """The demo runs in the lab, which lives beside the tests and so in a checkout only."""
+    try:
+        demo = importlib.import_module("tests.lab.demo")
+    except ModuleNotFoundError:
+        print("sickbay demo: runs from a checkout of the project: make demo", file=sys.stderr)
+        return EXIT_USAGE
+    code: int = demo.main(["--exit"] if flags.exit else [])
+    return code
 
 
 if __name__ == "__main__":
