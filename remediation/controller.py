@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from msgspec.structs import replace
-from runtime.endpoint import Endpoint
-from runtime.exposition import Exposition, Registry
 
 from health.report import AcceleratorReport
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS, Cluster
@@ -29,13 +27,15 @@ from remediation.retention import outlived
 from runtime.api_errors import ApiError
 from runtime.clock import SystemClock
 from runtime.config_error import ConfigError
+from runtime.endpoint import Endpoint
+from runtime.exposition import Exposition, Registry
 from runtime.kubernetes import Session, session_from
 
 log = logging.getLogger(__name__)
 
 Watched = TypeVar("Watched", AcceleratorReport, Node, AcceleratorRemediation, AcceleratorControl)
 
-HOUSEKEEPING = 5.0
+HOUSEKEEPING = 2.0
 """Seconds between looks at the policy file, old sessions and the counts for metrics."""
 
 _STALLED = 60.0
@@ -54,6 +54,7 @@ class Controller:
         self.stopping = threading.Event()
         self._cluster = Cluster(session, may_write=self._may_write)
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="step")
+        self._metrics = ControllerMetrics()
         self._reflectors = (
             self._watch(REPORTS, AcceleratorReport, Resource.REPORT),
             self._watch(NODES, Node, Resource.NODE),
@@ -67,13 +68,13 @@ class Controller:
             workers=self._workers,
             view_age=self._view_age,
             remember_tokens=self._remember_tokens,
+            on_done=self._metrics.count,
         )
-        self._metrics = ControllerMetrics()
         self._policy_seen = _stamp(config.policy)
         self._beat = self._clock.monotonic()
         identity = config.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._elector = LeaseElector(
-            KubernetesLeaseApi(session.clone(), config.lease_namespace, config.lease_name),
+            KubernetesLeaseApi(session.clone(), namespace=config.lease_namespace, name=config.lease_name),
             identity=identity,
             lease_duration=config.lease_duration,
             renew_deadline=config.renew_deadline,

@@ -121,9 +121,16 @@ class Election:
         # has taken it since, or the write will fail.
         return waited or record.released or record.holder == self.identity
 
+    def expire(self, now: float) -> bool:
+        """End a term whose deadline has passed, and say so."""
+        if self._tenure is None or now < self._tenure.fence:
+            return False
+        self._end("the renew deadline passed" + (f" ({self._last_error})" if self._last_error else ""))
+        return True
+
     def request(self, now: float, wall: datetime) -> Request:
         """What to ask at `now`: look, renew, or take what nobody can be leading on."""
-        self._expire(now)
+        self.expire(now)
         record, tenure = self._record, self._tenure
         if self._must_read or (tenure is None and not self.may_claim(now)):
             return Request(Action.READ, now)
@@ -136,17 +143,11 @@ class Election:
 
     def answered(self, request: Request, record: LeaseRecord | None, now: float) -> None:
         """The record as the API now has it; None when there is no Lease."""
-        expired = self._expire(now)
+        expired = self.expire(now)
         self._must_read, self._last_error = False, ""
         self._see(record, now)
-        tenure = self._tenure
         if request.term is None:
-            if tenure is not None and (
-                record is None or record.holder != self.identity or record.transitions != tenure.term
-            ):
-                self._end(
-                    f"the Lease is held by {self.holder}" if self.holder else "the Lease was taken away"
-                )
+            self._check_tenure(record)
         elif not expired and now < request.sent + self._renew_deadline:
             # After its deadline a renewal renews nothing: others have seen us not leading.
             self._tenure = _Tenure(request.term, request.sent + self._renew_deadline)
@@ -154,16 +155,24 @@ class Election:
     def failed(self, error: Exception, now: float) -> None:
         """The API refused or did not answer: the term runs on to its deadline, and the next thing is to look."""
         self._must_read, self._last_error = True, str(error)
-        self._expire(now)
+        self.expire(now)
 
     def release(self, now: float, wall: datetime) -> Request | None:
-        """End the term now. The request that tells the others, if there was a term."""
-        record, led = self._record, self.leads(now)
+        """End the term now. The request that tells the others, if they may think that we lead."""
+        self.expire(now)
         self._end("shut down")
-        if record is None or not led or record.holder != self.identity:
+        record = self._record
+        if record is None or record.holder != self.identity:
             return None
         freed = replace(record, holder="", duration_seconds=RELEASED_SECONDS, renewed=rfc3339(wall))
         return Request(Action.REPLACE, now, freed)
+
+    def _check_tenure(self, record: LeaseRecord | None) -> None:
+        tenure = self._tenure
+        if tenure is None:
+            return
+        if record is None or record.holder != self.identity or record.transitions != tenure.term:
+            self._end(f"the Lease is held by {self.holder}" if self.holder else "the Lease was taken away")
 
     def _claim(self, record: LeaseRecord | None, moment: str) -> LeaseRecord:
         return replace(
@@ -183,12 +192,6 @@ class Election:
         elif before is None or before.resource_version != record.resource_version:
             self._seen_at = now
             self._last_term = max(self._last_term, record.transitions)
-
-    def _expire(self, now: float) -> bool:
-        if self._tenure is None or now < self._tenure.fence:
-            return False
-        self._end("the renew deadline passed" + (f" ({self._last_error})" if self._last_error else ""))
-        return True
 
     def _end(self, why: str) -> None:
         if self._tenure is not None:

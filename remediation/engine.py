@@ -91,6 +91,7 @@ class Engine:
     workers: Workers
     view_age: Callable[[], float]
     remember_tokens: Callable[[StartTokens], None]
+    on_done: Callable[[Done], None]
     fleet: Fleet = field(default_factory=Fleet)
     inbox: queue.SimpleQueue[Message] = field(default_factory=queue.SimpleQueue)
     epoch: int = 0
@@ -187,6 +188,7 @@ class Engine:
 
     def _done(self, done: Done) -> set[str]:
         self._in_flight.discard(done.node_name)
+        self.on_done(done)
         report = done.report
         if report.node is not None:
             self.fleet.put_node(report.node)
@@ -197,8 +199,7 @@ class Engine:
             dirty |= self._session(session)
         if isinstance(done.action, Open):
             self.fleet.starting.pop(done.node_name, None)
-            if not report.started:
-                self._refund(virtual=done.action.virtual)
+            self._settle(done.action, started=report.started)
         if report.error:
             return self._failed(done.node_name, report.error)
         self._failures.pop(done.node_name, None)
@@ -296,12 +297,16 @@ class Engine:
             self._virtual = taken
             return
         self._real = taken
-        tokens = StartTokens(tokens=taken.tokens, refreshed_time=self.clock.wall())
-        self.workers.submit(self.remember_tokens, tokens)
 
-    def _refund(self, *, virtual: bool) -> None:
-        """Nothing was started for sure: the token goes back."""
+    def _settle(self, opened: Open, *, started: bool) -> None:
+        """Remember the bucket that a start was taken from, or put the token back where surely nothing started."""
+        virtual = opened.virtual
         bucket = self.bucket(virtual=virtual)
+        if started:
+            if not virtual:
+                tokens = StartTokens(tokens=bucket.tokens, refreshed_time=self.clock.wall())
+                self.workers.submit(self.remember_tokens, tokens)
+            return
         returned = StartBucket(tokens=bucket.tokens + 1, refreshed=bucket.refreshed)
         if virtual:
             self._virtual = returned

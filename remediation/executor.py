@@ -26,11 +26,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """The exact objects that a decision rests on, by resource version: if a live look differs, it is void."""
+    """The exact objects that a decision rests on: if a live look differs, it is void.
+
+    Sessions count by resource version, the people's switches by generation, which grows with their spec alone:
+    their status is what this controller itself remembers there.
+    """
 
     node: Node | None
     sessions: frozenset[tuple[str, str]]
-    control: str
+    control: int
 
     @classmethod
     def of(cls, fleet: Fleet, node_name: str) -> Basis:
@@ -41,7 +45,7 @@ class Basis:
                 (session.metadata.name, session.metadata.resource_version)
                 for session in fleet.open_sessions(node_name)
             ),
-            control=fleet.control.metadata.resource_version,
+            control=fleet.control.metadata.generation,
         )
 
 
@@ -96,7 +100,9 @@ class Executor:
             report.started = error.maybe_applied
             raise
         report.sessions.append(session)
-        if action.step is not None:
+        if action.step is None:
+            report.sessions.append(self._cluster.write_status(session, action.status))
+        else:
             run = Run(session, action.step, action.status, Phase.FENCED, "Fenced", action.status.message)
             self._step(run, basis, report)
 
@@ -143,7 +149,7 @@ class Executor:
             for session in live
             if not session.current.phase.closed
         )
-        if open_now == basis.sessions and report.control.metadata.resource_version == basis.control:
+        if open_now == basis.sessions and report.control.metadata.generation == basis.control:
             return True
         report.error = "what the decision rested on has changed; it is made again"
         return False

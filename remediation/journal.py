@@ -10,7 +10,9 @@ from msgspec.structs import replace
 from health.report import AcceleratorReport, Fault
 from health.vocabulary import ClearsOn, Phase
 from remediation.objects import (
+    INCIDENT_LIMIT,
     JOURNAL_LIMIT,
+    MESSAGE_LIMIT,
     Incident,
     JournalEntry,
     JournalEvent,
@@ -29,6 +31,7 @@ def with_entry(status: RemediationStatus, entry: JournalEntry) -> RemediationSta
         folded = replace(journal[-1], time=entry.time, count=journal[-1].count + entry.count)
         return replace(status, journal=(*journal[:-1], folded))
     kept = journal if len(journal) < JOURNAL_LIMIT else (journal[0], *journal[2:])
+    entry = replace(entry, message=entry.message[:MESSAGE_LIMIT])
     return replace(status, journal=(*kept, entry))
 
 
@@ -73,7 +76,7 @@ def moved(
         status,
         phase=phase,
         reason=reason,
-        message=message,
+        message=message[:MESSAGE_LIMIT],
         closed_time=now if phase.closed else None,
     )
 
@@ -96,7 +99,7 @@ def with_incidents(
         for identity, fault in reported.items()
         if identity not in identities
     ]
-    return replace(status, incidents=(*known, *new))
+    return replace(status, incidents=(*known, *new)[:INCIDENT_LIMIT])
 
 
 def all_cleared(status: RemediationStatus) -> bool:

@@ -99,21 +99,19 @@ class LeaseElector:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            pause = self._retry_period * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
-            try:
-                pause = self._step(pause)
-            except Exception:
-                log.exception("an attempt at the Lease failed in a way that was not foreseen")
+            self._announce()
+            pause = self._step()
             self._announce()
             self._stopping.wait(pause)
         self._release()
 
-    def _step(self, pause: float) -> float:
+    def _step(self) -> float:
         """One request and its answer; seconds until the next one."""
+        pause = self._retry_period * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
         request = self._election.request(self._clock.monotonic(), self._clock.wall())
         try:
             record = self._send(request)
-        except ApiError as error:
+        except Exception as error:
             self._election.failed(error, self._clock.monotonic())
             self._log_failure(request, error)
             # Somebody wrote meanwhile. A moment's wait, and two candidates do not chase each other.
@@ -139,7 +137,9 @@ class LeaseElector:
         return self._api.replace(request.record, timeout=timeout)
 
     def _announce(self) -> None:
-        term = self._election.term(self._clock.monotonic())
+        now = self._clock.monotonic()
+        self._election.expire(now)
+        term = self._election.term(now)
         if term == self._announced:
             return
         if self._announced is not None:
@@ -160,7 +160,7 @@ class LeaseElector:
             return
         try:
             self._election.answered(request, self._send(request), self._clock.monotonic())
-        except ApiError as error:
+        except Exception as error:
             self._election.failed(error, self._clock.monotonic())
             self._log_failure(request, error)
 
@@ -172,15 +172,16 @@ class LeaseElector:
             return False
         return True
 
-    def _log_failure(self, request: Request, error: ApiError) -> None:
+    def _log_failure(self, request: Request, error: Exception) -> None:
         """Once for each kind of trouble: an API server that is away would else fill the log."""
-        level = (
-            logging.DEBUG
-            if isinstance(error, Conflict) or self._told == type(error).__name__
-            else logging.WARNING
-        )
+        repeated = self._told == type(error).__name__
         self._told = type(error).__name__
-        log.log(level, "the Lease cannot be used", extra={"action": request.action.value, "why": str(error)})
+        log.log(
+            logging.DEBUG if repeated or isinstance(error, Conflict) else logging.WARNING,
+            "the Lease cannot be used",
+            extra={"action": request.action.value, "why": str(error)},
+            exc_info=None if isinstance(error, ApiError) else error,
+        )
 
 
 class _Spec(msgspec.Struct, frozen=True, rename="camel"):
@@ -212,7 +213,7 @@ class KubernetesLeaseApi:
 
     def read(self, *, timeout: float) -> LeaseRecord | None:
         try:
-            return _record(self._session.get(f"{self._collection}/{self._name}", timeout=(timeout, timeout)))
+            return _record(self._session.get(f"{self._collection}/{self._name}", timeout=_halves(timeout)))
         except NotFound:
             return None
 
@@ -223,13 +224,16 @@ class KubernetesLeaseApi:
             "metadata": {"name": self._name, "namespace": self._namespace},
         }
         body = _body(document, record)
-        return _record(self._session.post(self._collection, body, timeout=(timeout, timeout)))
+        return _record(self._session.post(self._collection, body, timeout=_halves(timeout)))
 
     def replace(self, record: LeaseRecord, *, timeout: float) -> LeaseRecord:
         body = _body(record.document or {}, record)
-        return _record(
-            self._session.put(f"{self._collection}/{self._name}", body, timeout=(timeout, timeout))
-        )
+        return _record(self._session.put(f"{self._collection}/{self._name}", body, timeout=_halves(timeout)))
+
+
+def _halves(timeout: float) -> tuple[float, float]:
+    """To connect, and to wait for the answer: together not more than `timeout`."""
+    return timeout / 2, timeout / 2
 
 
 def _record(response: Response) -> LeaseRecord:

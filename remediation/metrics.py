@@ -12,8 +12,10 @@ from prometheus_client.metrics_core import Metric
 
 from health.vocabulary import Mode, Phase
 from remediation import budget
+from remediation.engine import Done
 from remediation.fleet import Fleet
 from remediation.policy import DEFAULT_POOL, Policy
+from remediation.situation import Write
 
 _STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 
@@ -73,7 +75,7 @@ class ControllerMetrics:
         self.current = EMPTY
         self.actions = Counter(
             "sickbay_actions",
-            "Actions carried out, by kind (open, write, run) and result (done, changed, failed).",
+            "Actions carried out, by kind (open, write, run) and result (done, failed).",
             ["action", "result"],
             registry=None,
         )
@@ -88,10 +90,25 @@ class ControllerMetrics:
             "sickbay_policy_loads", "Policy files read, by result.", ["result"], registry=None
         )
         for action in ("open", "write", "run"):
-            for result in ("done", "changed", "failed"):
+            for result in ("done", "failed"):
                 self.actions.labels(action, result)
         for stage in ("fenced", "released"):
             self.stages.labels(stage)
+
+    def count(self, done: Done) -> None:
+        """Count an action, and how long after the first sight of the fault a stage ended."""
+        kind = type(done.action).__name__.lower()
+        outcome = done.report.outcome
+        unclear = done.report.error or (outcome is not None and not outcome.succeeded)
+        self.actions.labels(kind, "failed" if unclear else "done").inc()
+        if unclear or not done.report.sessions:
+            return
+        status = done.report.sessions[-1].current
+        ended = {Phase.FENCED: status.fenced_time, Phase.RELEASED: status.closed_time}.get(status.phase)
+        if ended is not None and status.incidents and not isinstance(done.action, Write):
+            begun = min(incident.first_seen for incident in status.incidents)
+            stage = status.phase.value.lower()
+            self.stages.labels(stage).observe(max(0.0, (ended - begun).total_seconds()))
 
     def collect(self) -> Iterator[Metric]:
         """The gauges of the last snapshot."""

@@ -7,16 +7,28 @@ them together. A session is the journal: every intent is in it before it is carr
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import msgspec
 
-from health.report import Fault, Wire
+from health.report import Fault, Time, Wire
 from health.vocabulary import Mode, Phase, Scope, Severity
 
 JOURNAL_LIMIT = 64
 """Entries kept in a session's journal; repeats are folded into a count."""
+
+INCIDENT_LIMIT = 256
+"""Incidents kept in a session; the schema allows no more."""
+
+MESSAGE_LIMIT = 1024
+"""Characters of a message; the schema allows no more."""
+
+INCIDENT_LIMIT = 256
+"""Incidents of a session."""
+
+MESSAGE_LIMIT = 1024
+"""Characters of a message."""
 
 OPENING_ANNOTATION = "sickbay.dev/opening"
 """The status a session is born with. The API server drops `status` on create, and the first intent must not
@@ -84,8 +96,8 @@ class Incident(Wire, frozen=True):
     """A fault as the session knows it, with the time it was found gone (absent while it lasts)."""
 
     kind: str
-    first_seen: datetime
-    last_seen: datetime
+    first_seen: Time
+    last_seen: Time
     code: str = ""
     scope: Scope = Scope.DEVICE
     device_uuid: str = ""
@@ -95,7 +107,7 @@ class Incident(Wire, frozen=True):
     clears_on: str = "Dwell"
     boot_id: str = ""
     drill: bool = False
-    cleared_time: datetime | None = None
+    cleared_time: Time | None = None
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -133,7 +145,7 @@ class Rung(Wire, frozen=True):
 class JournalEntry(Wire, frozen=True):
     """One line of the journal. Equal lines that follow each other are one line with a count."""
 
-    time: datetime
+    time: Time
     epoch: int
     step: str
     event: JournalEvent
@@ -149,7 +161,7 @@ class Condition(Wire, frozen=True):
     type: str
     status: str
     reason: str
-    last_transition_time: datetime
+    last_transition_time: Time
     message: str = ""
 
 
@@ -167,9 +179,9 @@ class RemediationStatus(Wire, frozen=True):
     journal: tuple[JournalEntry, ...] = ()
     leader_epoch: int = 0
     trace_id: str = ""
-    fenced_time: datetime | None = None
-    healthy_since: datetime | None = None
-    closed_time: datetime | None = None
+    fenced_time: Time | None = None
+    healthy_since: Time | None = None
+    closed_time: Time | None = None
     conditions: tuple[Condition, ...] = ()
 
 
@@ -179,8 +191,9 @@ class RemediationMetadata(Wire, frozen=True):
     name: str = ""
     uid: str = ""
     resource_version: str = ""
-    creation_timestamp: datetime | None = None
-    deletion_timestamp: datetime | None = None
+    generation: int = 0
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None
     annotations: dict[str, str] = {}
     labels: dict[str, str] = {}
 
@@ -235,7 +248,7 @@ class StartTokens(Wire, frozen=True):
     """The start-rate bucket as last written: tokens left at a time, so that it survives a restart."""
 
     tokens: float
-    refreshed_time: datetime
+    refreshed_time: Time
 
 
 class BreakerState(StrEnum):
@@ -250,7 +263,7 @@ class Breaker(Wire, frozen=True):
     """The storm breaker as last written."""
 
     state: BreakerState
-    since: datetime
+    since: Time
     reason: str = ""
 
 
@@ -269,12 +282,22 @@ class AcceleratorControl(Wire, frozen=True):
     status: ControlStatus = ControlStatus()
 
 
-def session_name(node_name: str, node_uid: str, kind: str, device_uuid: str, first_seen: datetime) -> str:
+def session_name(
+    node_name: str,
+    node_uid: str,
+    kind: str,
+    device_uuid: str,
+    first_seen: datetime,
+    *,
+    succeeding: Mode | None = None,
+) -> str:
     """The session's name: creating one twice for the same onset of the same fault is a conflict.
 
     The node's name cut to 200 characters (without a trailing dot or dash, which a name may not have before
-    the dash that follows) and 10 hex digits of SHA-256 over node UID, fault identity and first seen.
+    the dash that follows) and 10 hex digits of SHA-256 over node UID, fault identity and first seen. A session
+    of a mode that may do more, `succeeding` one of the same onset that was superseded, has its mode in the hash.
     """
-    identity = "\n".join((node_uid, kind, device_uuid, first_seen.isoformat()))
+    onset = first_seen.astimezone(UTC).isoformat()
+    identity = "\n".join((node_uid, kind, device_uuid, onset, *([succeeding.value] if succeeding else [])))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     return f"{node_name[:200].rstrip('.-')}-{digest}"

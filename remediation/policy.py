@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -133,28 +132,30 @@ class Rule(Document, frozen=True):
     plan: tuple[Advice, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NodeLimit:
+class NodeLimit(str):
     """A budget's limit: a percentage of the nodes (`30%`) or a number of nodes (`3`)."""
 
-    text: str
+    __slots__ = ("nodes", "percentage")
     percentage: Percentage | None
-    nodes: int = 0
+    nodes: int
 
     expected: ClassVar[str] = "a percentage of the nodes such as 30%, or a whole number of nodes such as 3"
 
     @classmethod
     def parse(cls, value: object) -> NodeLimit:
         """Read what the policy says. Raises ValueError with what is expected."""
-        if isinstance(value, int) and not isinstance(value, bool):
-            if value < 0:
-                raise ValueError(cls.expected)
-            return cls(str(value), None, value)
+        if isinstance(value, cls):
+            return value
+        limit = cls(value)
+        limit.percentage, limit.nodes = None, 0
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            limit.nodes = value
+            return limit
         try:
-            percentage = Percentage.parse(value)
+            limit.percentage = Percentage.parse(value)
         except ValueError:
             raise ValueError(cls.expected) from None
-        return cls(str(value), percentage)
+        return limit
 
     def of(self, population: int, *, floor: int) -> int:
         """How many of a population may be taken.
@@ -164,9 +165,6 @@ class NodeLimit:
         if self.percentage is None:
             return min(self.nodes, population)
         return min(max(self.percentage.of(population), floor), population)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class StartRate(Document, frozen=True):

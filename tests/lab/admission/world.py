@@ -1,0 +1,72 @@
+"""A cluster with the manifests applied, and the programs and people who act on it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.lab import manifests
+from tests.lab.api import Api, ApiError, Object
+from tests.lab.lab import Lab
+from tests.lab.manifests import CONTROLLER
+from tests.lab.processes import LabError
+
+MINE, OTHER = "admission-mine", "admission-other"
+"""Two Nodes; the agent's token is bound to the first."""
+SESSION = "admission-session"
+TAINT = {"key": "example.com/dedicated", "value": "training", "effect": "NoSchedule"}
+CONTROLLER_USER = f"system:serviceaccount:{CONTROLLER[0]}:{CONTROLLER[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A cluster with the manifests and two Nodes, and the two programs as they act on it."""
+
+    lab: Lab
+    agent: Api
+    controller: Api
+    uids: dict[str, str]
+
+    @property
+    def admin(self) -> Api:
+        return self.lab.api
+
+    def report(self, node: str = MINE, **more: object) -> Object:
+        owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": self.uids[node]}
+        return {
+            "apiVersion": "sickbay.dev/v1alpha1",
+            "kind": "AcceleratorReport",
+            "metadata": {"name": node, "ownerReferences": [owner]},
+            **more,
+        }
+
+    def session(self, **spec: object) -> Object:
+        return manifests.session(SESSION, node=MINE, node_uid=self.uids[MINE], **spec)
+
+    def as_user(self, user: str, path: str, patch: Object) -> str:
+        """`kubectl patch` as a person who may write everything."""
+        resource, name = path.rsplit("/", 2)[1:]
+        person = ("--as", user, "--as-group", "system:masters")
+        command = ("patch", resource, name, "--type=merge", "--patch-file=/dev/stdin")
+        return self.lab.kubectl(*person, *command, input=json.dumps(patch))
+
+
+def refused(call: Callable[[], object], status: int = 403) -> str:
+    """The message of the refusal that a call must meet."""
+    with pytest.raises(ApiError) as error:
+        call()
+    assert error.value.status == status, str(error.value)
+    return str(error.value)
+
+
+def refused_by(policy: str, call: Callable[[], object], status: int = 403) -> str:
+    message = refused(call, status)
+    assert f"ValidatingAdmissionPolicy '{policy}'" in message
+    return message
+
+
+def refused_to_user(call: Callable[[], object]) -> str:
+    with pytest.raises(LabError) as error:
+        call()
+    return str(error.value)

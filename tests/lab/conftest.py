@@ -1,0 +1,101 @@
+"""Fixtures of the lab tests: one cluster a session, nodes when first asked for, clean-up between modules."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import binaries
+from tests.lab.api import ApiError
+from tests.lab.lab import Lab
+from tests.lab.node import Node
+from tests.lab.processes import sigterm_as_ctrl_c, wait_until
+
+OURS = "sickbay.dev"
+PROBLEMS = pytest.StashKey[list[str]]()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.lab)
+    # Workers of xdist share one cluster: `--dist loadgroup` sends this group to one of them.
+    if item.config.pluginmanager.hasplugin("xdist"):
+        item.add_marker(pytest.mark.xdist_group("lab"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    problems = config.stash.get(PROBLEMS, [])
+    if not problems:
+        return
+    terminalreporter.section("THE LAB TESTS DID NOT RUN", sep="!", red=True, bold=True)
+    for problem in problems:
+        terminalreporter.write_line(f"  - {problem}", red=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lab_machine(pytestconfig: pytest.Config) -> None:
+    """Skip every lab test where the machine cannot run the lab; with CI=true that is a failure."""
+    problems = binaries.missing()
+    if not problems:
+        sigterm_as_ctrl_c()
+        return
+    pytestconfig.stash[PROBLEMS] = problems
+    reason = f"the lab cannot run here: {'; '.join(problems)}"
+    if os.environ.get("CI", "").lower() in {"true", "1"}:
+        pytest.fail(f"{reason} (CI is set, where the lab tests may not be skipped)", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def lab(lab_machine: None) -> Iterator[Lab]:
+    """The session's cluster: a control plane, and the nodes that fixtures have added."""
+    with Lab() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def two_nodes(lab: Lab) -> tuple[Node, Node]:
+    """Nodes `n1` and `n2` of the session's cluster, started together."""
+    first, second = lab.add_nodes("n1", "n2")
+    return first, second
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> Iterator[str]:
+    """A fresh namespace in which pods can be created; deleted afterwards, with what is in it."""
+    metadata = {"generateName": "test-"}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    name = lab.api.create("/api/v1/namespaces", body)["metadata"]["name"]
+    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+    wait_until(lambda: lab.api.exists(account), 15, f"ServiceAccount default of namespace {name}")
+    yield name
+    lab.api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="module")
+def clean_cluster(lab: Lab) -> Iterator[None]:
+    """After the module: no pod in `default`, no object of ours, every node schedulable and without our keys."""
+    yield
+    clean(lab)
+
+
+def clean(lab: Lab) -> None:
+    """Put a shared cluster back to how a module expects it; nodes stay."""
+    now = {"gracePeriodSeconds": 0}
+    lab.api.delete("/api/v1/namespaces/default/pods", {"apiVersion": "v1", "kind": "DeleteOptions", **now})
+    with contextlib.suppress(ApiError):
+        for resource in lab.api.get(f"/apis/{OURS}/v1alpha1")["resources"]:
+            # The people's switches are one object that is installed, not made: they are put back, not deleted.
+            if resource["name"] == "acceleratorcontrols":
+                switches = f"/apis/{OURS}/v1alpha1/acceleratorcontrols/default"
+                lab.api.patch(switches, {"spec": {"pause": None, "nodes": None}})
+            elif "/" not in resource["name"]:
+                lab.api.delete(f"/apis/{OURS}/v1alpha1/{resource['name']}")
+    for node in lab.api.items("/api/v1/nodes"):
+        gone = {
+            field: {key: None for key in node["metadata"].get(field, {}) if key.startswith(f"{OURS}/")}
+            for field in ("labels", "annotations")
+        }
+        taints = [t for t in node["spec"].get("taints", []) if not t["key"].startswith(f"{OURS}/")]
+        patch = {"metadata": gone, "spec": {"unschedulable": None, "taints": taints or None}}
+        lab.api.patch(f"/api/v1/nodes/{node['metadata']['name']}", patch)

@@ -1,0 +1,206 @@
+"""Where labs live, and how the next start removes what a killed run left.
+
+All labs live in one fixed folder; each holds a flock on its own `lock`, which the kernel frees when the
+process ends, however it ends. A lab whose lock is free is dead: its processes, mounts, cgroups and folder
+are removed. Ports come in slots of 40, each held by a flock for the lab's life.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab import cgroups
+from tests.lab.mounts import mounts_below, unmount
+from tests.lab.processes import LabError, start_time
+
+# Short, and not $TMPDIR: paths of sockets below must stay under 108 characters (unix(7)), and every run has to
+# find the labs of all others.
+PARENT = Path("/tmp/sickbay-labs")
+SLOTS_FOLDER = PARENT / ".slots"
+CGROUP_PREFIX = "sickbay-lab-"
+FIRST_PORT = 20_000
+# The default range of ephemeral ports starts at 32768 (ip(7)): the last slot ends below it.
+SLOTS = 300
+PORTS_PER_SLOT = 40
+KILL_DEADLINE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A lab's own folder and ports, for as long as the two locks are held."""
+
+    folder: Path
+    first_port: int
+    lock: int
+    slot: int
+
+    @property
+    def cgroup_prefix(self) -> str:
+        return f"{CGROUP_PREFIX}{self.folder.name}-"
+
+    def release(self) -> None:
+        """Remove everything that carries this lab's ID, then free the locks. Raises LabError, see `reap`."""
+        try:
+            reap(self.folder)
+        finally:
+            os.close(self.lock)
+            with _gate():
+                (SLOTS_FOLDER / str((self.first_port - FIRST_PORT) // PORTS_PER_SLOT)).unlink()
+                os.close(self.slot)
+                _remove_parent_if_empty()
+
+
+def claim() -> Claim:
+    """Remove dead labs, then take a new folder and a slot of ports. Raises LabError."""
+    with _gate():
+        reap_dead()
+        slot, first_port = _take_slot()
+        folder = PARENT / os.urandom(3).hex()
+        folder.mkdir(mode=0o700)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return Claim(folder, first_port, lock, slot)
+
+
+def labs() -> list[Path]:
+    """Return the folders of all labs, alive or dead."""
+    return [entry for entry in PARENT.glob("*") if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def reap_dead() -> list[str]:
+    """Remove every lab whose lock is free; return their IDs."""
+    removed = []
+    for folder in labs():
+        lock = _try_lock(folder / "lock")
+        if lock is None:
+            continue
+        try:
+            reap(folder)
+            removed.append(folder.name)
+        except LabError as error:
+            # One lab that cannot be removed yet must not keep everybody from starting another.
+            warnings.warn(str(error), stacklevel=2)
+        finally:
+            os.close(lock)
+    return removed
+
+
+def reap(folder: Path) -> None:
+    """Kill the recorded processes of one lab, unmount, remove its cgroups and its folder.
+
+    Raises LabError where something cannot be removed; the folder then stays, so that the next start retries.
+    """
+    _kill_recorded(folder / "pids")
+    _unmount(folder)
+    left = cgroups.remove(f"{CGROUP_PREFIX}{folder.name}-*")
+    if left:
+        raise LabError(f"cgroups of lab {folder.name} cannot be removed: {', '.join(map(str, left))}")
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _gate() -> Iterator[None]:
+    """One process at a time creates, reaps or removes: a new folder has no lock for an instant.
+
+    The lock is on the parent folder itself, which the last lab removes: then there is a new one to lock.
+    """
+    while True:
+        PARENT.mkdir(mode=0o700, exist_ok=True)
+        gate = os.open(PARENT, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            locked = os.fstat(gate)
+            if locked.st_uid != os.geteuid():
+                raise LabError(f"{PARENT} belongs to user {locked.st_uid}, not to {os.geteuid()}")
+            if not _is_parent(locked):
+                continue
+            yield
+            return
+        finally:
+            os.close(gate)
+
+
+def _is_parent(locked: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(locked, PARENT.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_parent_if_empty() -> None:
+    for folder in (SLOTS_FOLDER, PARENT):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _try_lock(path: Path) -> int | None:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _take_slot() -> tuple[int, int]:
+    SLOTS_FOLDER.mkdir(exist_ok=True)
+    for number in range(SLOTS):
+        lock = _try_lock(SLOTS_FOLDER / str(number))
+        if lock is None:
+            continue
+        first = FIRST_PORT + number * PORTS_PER_SLOT
+        if all(_bindable(port) for port in range(first, first + PORTS_PER_SLOT)):
+            return lock, first
+        os.close(lock)
+    raise LabError(
+        f"no {PORTS_PER_SLOT} free ports in a row from {FIRST_PORT} on: all {SLOTS} slots are taken"
+    )
+
+
+def _bindable(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+    return True
+
+
+def _kill_recorded(record: Path) -> None:
+    recorded: list[tuple[int, int]] = []
+    if record.exists():
+        for line in record.read_text().splitlines():
+            words = line.split()
+            # A line cut short by a kill holds no start time: its process died by its parent-death signal.
+            if len(words) == 2 and all(map(str.isdigit, words)):
+                recorded.append((int(words[0]), int(words[1])))
+    end = time.monotonic() + KILL_DEADLINE_S
+    while alive := [pid for pid, started in recorded if start_time(pid) == started]:
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() >= end:
+            raise LabError(f"processes of {record.parent} survive SIGKILL: {alive}")
+        time.sleep(0.01)
+
+
+def _unmount(folder: Path) -> None:
+    for point in mounts_below(folder):
+        unmount(point)
+    # Removing a tree with something mounted in it would delete what is not ours.
+    if left := mounts_below(folder):
+        raise LabError(f"still mounted, so nothing is deleted: {', '.join(map(str, left))}")
