@@ -127,6 +127,9 @@ def _controller_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="FILE", help="default: observe everything, change nothing")
     parser.add_argument("--lease-namespace", metavar="NAMESPACE")
     parser.add_argument("--lease-name", metavar="NAME")
+    parser.add_argument("--lease-duration", metavar="DURATION", help="default: 15s")
+    parser.add_argument("--renew-deadline", metavar="DURATION", help="default: 10s")
+    parser.add_argument("--retry-period", metavar="DURATION", help="default: 2s")
     parser.set_defaults(run=_controller)
 
 

@@ -159,7 +159,9 @@ class Reflector(Generic[T]):
 
     def proven_alive(self) -> float:
         """Monotonic time at which the view was last known to be whole: `last_contact`, or later when the
-        watch's idle socket has answered a keepalive since."""
+        watch's idle socket has answered a keepalive since. (That proves the server's machine and the way to it;
+        a server process that hangs is found by the limit on silence.)
+        """
         stream = self._stream
         age = stream.proven_alive_age() if stream is not None and self.synced.is_set() else None
         return self.last_contact if age is None else max(self.last_contact, self._clock.monotonic() - age)
@@ -195,8 +197,9 @@ class Reflector(Generic[T]):
         for page in pages:
             version = page.resource_version
             for raw in _decode_items(page.body).items or ():
-                if (path := self._update(raw, listed=True)) is not None:
-                    present.add(path)
+                if (metadata := self._metadata(raw)) is not None:
+                    present.add(metadata.path)
+                    self._update(raw, metadata, listed=True)
             if self._stopping.is_set():
                 return version
         for path in self._known.keys() - present:
@@ -236,43 +239,44 @@ class Reflector(Generic[T]):
         event = _decode_line(line)
         if event.type == "ERROR":
             raise watch_error(bytes(event.object), request=f"GET {self._path} (watch)")
-        if event.type == "BOOKMARK":
-            self.counters.bookmarks += 1
-        elif event.type == "DELETED":
-            self._delete(event.object)
-        else:
-            self._update(event.object, listed=False)
-        metadata = _metadata(event.object)
-        if metadata is not None and metadata.resource_version:
-            self._resource_version = metadata.resource_version
+        metadata = self._metadata(event.object)
+        if metadata is not None:
+            if event.type == "BOOKMARK":
+                self.counters.bookmarks += 1
+            elif event.type == "DELETED":
+                self._delete(event.object, metadata)
+            else:
+                self._update(event.object, metadata, listed=False)
+            self._resource_version = metadata.resource_version or self._resource_version
         self._backoff.reset()
         self.last_contact = self._clock.monotonic()
 
-    def _update(self, raw: msgspec.Raw, *, listed: bool) -> str | None:
-        """Deliver an object that exists; its place in the collection, or None where it has none to be read."""
-        metadata = _metadata(raw)
-        if metadata is None:
-            self._skip("?", "no readable metadata")
+    def _metadata(self, raw: msgspec.Raw) -> _Metadata | None:
+        try:
+            return _decode_object(raw).metadata
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            self._skip("?", str(error))
             return None
+
+    def _update(self, raw: msgspec.Raw, metadata: _Metadata, *, listed: bool) -> None:
+        """Deliver an object that exists, unless a list shows it as it was known."""
         path, old = metadata.path, self._known.get(metadata.path)
         if listed and old is not None and old.resource_version == metadata.resource_version:
-            return path
+            return
         try:
             value = self._decode(raw)
             key = self._key(value)
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, AttributeError) as error:
             self._skip(path, str(error))
-            return path
+            return
         if old is not None and old.key != key:
             self._forget(path)
             old = None
         self._known[path] = _Known(key, metadata.resource_version, value)
         self._emit(Kind.ADDED if old is None else Kind.MODIFIED, key, value)
-        return path
 
-    def _delete(self, raw: msgspec.Raw) -> None:
-        metadata = _metadata(raw)
-        old = self._known.pop(metadata.path, None) if metadata else None
+    def _delete(self, raw: msgspec.Raw, metadata: _Metadata) -> None:
+        old = self._known.pop(metadata.path, None)
         if old is None:
             return
         try:
@@ -320,11 +324,3 @@ class _Backoff:
 
     def reset(self) -> None:
         self._failures = 0
-
-
-def _metadata(raw: msgspec.Raw) -> _Metadata | None:
-    try:
-        metadata = _decode_object(raw).metadata
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    return metadata

@@ -32,6 +32,8 @@ IDLE_SECONDS = 75.0
 """Between two requests of a connection: longer than the minute between two scrapes of Prometheus."""
 SEND_SECONDS = 10.0
 _CLOSE_SECONDS = 0.9
+_EVICTION_SECONDS = 0.2
+_STUCK_SECONDS = 1.0
 
 _REASONS = {
     200: "OK",
@@ -105,8 +107,8 @@ class Endpoint:
         self._certificate = Certificate(tls) if tls else None
         self._listener = listen(address, port)
         self.port: int = self._listener.getsockname()[1]
-        self._slots = threading.BoundedSemaphore(slots)
-        self._lock = threading.Lock()
+        self._slots = slots
+        self._lock = threading.Condition()
         self._connections: set[_Connection] = set()
         self._threads: set[threading.Thread] = set()
         self._closing = threading.Event()
@@ -146,25 +148,33 @@ class Endpoint:
                     log.warning("cannot accept a connection", extra={"why": str(error)})
                     self._closing.wait(0.1)
                 continue
-            if not self._take_slot():
+            connection = _Connection(sock)
+            if self._take_slot(connection):
+                self._spawn(connection)
+            else:
                 self.stats.refusals += 1
                 sock.close()
-                continue
-            self._spawn(_Connection(sock))
 
-    def _take_slot(self) -> bool:
-        if self._slots.acquire(blocking=False):
-            return True
+    def _take_slot(self, connection: _Connection) -> bool:
         with self._lock:
-            if self._connections:
-                self.stats.evictions += 1
-                min(self._connections, key=lambda connection: (connection.answering, connection.since)).shut()
-        return self._slots.acquire(timeout=0.2)
+            if len(self._connections) >= self._slots:
+                self._evict()
+                if not self._lock.wait_for(lambda: len(self._connections) < self._slots, _EVICTION_SECONDS):
+                    return False
+            self._connections.add(connection)
+            return True
+
+    def _evict(self) -> None:
+        """Cut off who has waited longest; whoever is being answered only when the answer is not taken."""
+        stuck = time.monotonic() - _STUCK_SECONDS
+        idle = [other for other in self._connections if not other.answering or other.since < stuck]
+        if idle:
+            self.stats.evictions += 1
+            min(idle, key=lambda other: (other.answering, other.since)).shut()
 
     def _spawn(self, connection: _Connection) -> None:
         thread = threading.Thread(target=self._serve, args=(connection,), name="endpoint client", daemon=True)
         with self._lock:
-            self._connections.add(connection)
             self._threads.add(thread)
         try:
             thread.start()
@@ -190,7 +200,7 @@ class Endpoint:
         with self._lock:
             self._connections.discard(connection)
             self._threads.discard(thread)
-        self._slots.release()
+            self._lock.notify_all()
 
     def _converse(self, connection: _Connection) -> None:
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

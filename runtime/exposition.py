@@ -64,6 +64,17 @@ class Registry:
         described = [family for collector in collectors for family in collector.describe()]
         return [*described, self._error_family()]
 
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The label names of every family, by its name; prometheus_client keeps them on either object."""
+        with self._lock:
+            collectors = list(self._collectors.values())
+        found: dict[str, tuple[str, ...]] = {self._error_family().name: ("collector",)}
+        for collector in collectors:
+            for family in collector.describe():
+                holder = collector if hasattr(collector, "_labelnames") else family
+                found[family.name] = tuple(getattr(holder, "_labelnames", ()))
+        return found
+
     def render(self, accept: str) -> tuple[str, bytes]:
         """Content type and body for a scraper that accepts `accept`. Never raises for what a collector does."""
         encoder, content_type = choose_encoder(accept)

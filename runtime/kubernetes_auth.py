@@ -128,7 +128,7 @@ class InClusterCredentials:
         self._lock = threading.Lock()
         self._address = host, int(port)
         self._ca = _read(self._ca_file)
-        self._access = Access(*self._address, "", _context(self._ca_file, self._ca))
+        self._access = Access(*self._address, "", _context(str(self._ca_file), self._ca))
         self._authorization = f"Bearer {_token(self._token_file)}"
         self._read_at = time.monotonic()
 
@@ -145,7 +145,7 @@ class InClusterCredentials:
         with self._lock:
             try:
                 if (ca := _read(self._ca_file)) != self._ca:
-                    self._access = Access(*self._address, "", _context(self._ca_file, ca))
+                    self._access = Access(*self._address, "", _context(str(self._ca_file), ca))
                     self._ca = ca
             except KubeconfigError as error:
                 log.warning(
@@ -235,9 +235,11 @@ def _access(path: Path, settings: Any) -> Access:
         raise KubeconfigError(f"kubeconfig {path}: {settings.host!r} is not the address of an API server")
     if url.scheme == "http":
         return Access(host, port or 80, url.path.rstrip("/"), None)
-    context = (
-        _context(Path(settings.ssl_ca_cert), None) if settings.ssl_ca_cert else ssl.create_default_context()
-    )
+    if settings.ssl_ca_cert:
+        authority = _read(Path(settings.ssl_ca_cert))
+        context = _context(f"kubeconfig {path}: its cluster's certificate authority", authority)
+    else:
+        context = ssl.create_default_context()
     if not settings.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -246,11 +248,11 @@ def _access(path: Path, settings: Any) -> Access:
     return Access(host, port or 443, url.path.rstrip("/"), context, settings.tls_server_name)
 
 
-def _context(path: Path, data: bytes | None) -> ssl.SSLContext:
+def _context(name: str, authority: bytes) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cadata=(data or _read(path)).decode("ascii"))
+        context = ssl.create_default_context(cadata=authority.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        raise KubeconfigError(f"{path}: not a PEM file of CA certificates ({_one_line(error)})") from error
+        raise KubeconfigError(f"{name}: not CA certificates in PEM ({_one_line(error)})") from error
     # Python 3.13 turns this on; CAs that installers have made for years lack what it demands.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context

@@ -90,7 +90,7 @@ class _Formatter(logging.Formatter):
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
         given = {key: value for key, value in record.__dict__.items() if key not in _OWN}
         return {
-            (f"{key}_" if key in _RESERVED else key): _plain_item(key, value)
+            (f"{key}_" if key in _RESERVED else _text(key)): _plain_item(key, value)
             for key, value in {**self._fixed, **given}.items()
         }
 

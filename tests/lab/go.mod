@@ -5,6 +5,7 @@ go 1.26.0
 
 godebug default=go1.26
 
+// etcd comes in the version that Kubernetes requires of its client: one module has one version of each.
 require (
 	go.etcd.io/etcd/server/v3 v3.7.0
 	k8s.io/kubernetes v1.37.2

@@ -1,8 +1,8 @@
 """PID 1 of a node: makes a piece of this machine look like a machine of its own.
 
 Runs as `python -m tests.lab.node_init FILE` in fresh mount and PID namespaces, imports nothing but the standard
-library, and ends (and with it every process of the node) when containerd or the kubelet fails. A kubelet that
-was killed by a signal is started again, as an init system would.
+library, and ends (and with it every process of the node) when containerd fails. A kubelet that ends is started
+again, as an init system would, though not for ever.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ SYSCTLS = (
 )
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 START_DEADLINE_S = 60.0
+KUBELET_FAILURES = 3
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -67,13 +68,19 @@ def main() -> NoReturn:
     _import_images(boot, folder)
     _wait_for(Path(boot.gate).exists, containerd, "the control plane")
     kubelet = _spawn(boot.kubelet, folder / "kubelet.log")
+    failures = 0
     while True:
         pid, status = os.wait()
-        if pid == kubelet and os.WIFSIGNALED(status):
-            kubelet = _spawn(boot.kubelet, folder / "kubelet.log")
-        elif pid in {kubelet, containerd}:
-            name = "kubelet" if pid == kubelet else "containerd"
-            sys.exit(f"{name} ended: exit code {os.waitstatus_to_exitcode(status)}")
+        code = os.waitstatus_to_exitcode(status)
+        if pid == containerd:
+            sys.exit(f"containerd ended: exit code {code}")
+        if pid != kubelet:
+            continue
+        failures += 0 if os.WIFSIGNALED(status) else 1
+        if failures > KUBELET_FAILURES:
+            sys.exit(f"the kubelet ended for the {failures}th time: exit code {code}")
+        print(f"the kubelet ended (exit code {code}) and is started again", file=sys.stderr, flush=True)
+        kubelet = _spawn(boot.kubelet, folder / "kubelet.log")
 
 
 def _end_without_a_lab(lock: Path) -> None:

@@ -48,15 +48,19 @@ class Claim:
         return f"{CGROUP_PREFIX}{self.folder.name}-"
 
     def release(self) -> None:
-        """Remove everything that carries this lab's ID, then free the locks. Raises LabError, see `reap`."""
+        """Remove everything that carries this lab's ID, then free the locks.
+
+        Raises LabError where something cannot be removed; the next start of any lab tries again.
+        """
         try:
-            reap(self.folder)
+            _clear(self.folder)
+            with _gate():
+                shutil.rmtree(self.folder)
         finally:
             os.close(self.lock)
+            os.close(self.slot)
             with _gate():
-                (SLOTS_FOLDER / str((self.first_port - FIRST_PORT) // PORTS_PER_SLOT)).unlink()
-                os.close(self.slot)
-                _remove_parent_if_empty()
+                _remove_unused_parent()
 
 
 def claim() -> Claim:
@@ -66,8 +70,10 @@ def claim() -> Claim:
         slot, first_port = _take_slot()
         folder = PARENT / os.urandom(3).hex()
         folder.mkdir(mode=0o700)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = _try_lock(folder / "lock")
+        if lock is None:
+            raise LabError(f"{folder}/lock is held by somebody else")
+        os.write(lock, f"{os.getpid()} {start_time(os.getpid())}\n".encode())
     return Claim(folder, first_port, lock, slot)
 
 
@@ -77,14 +83,15 @@ def labs() -> list[Path]:
 
 
 def reap_dead() -> list[str]:
-    """Remove every lab whose lock is free; return their IDs."""
+    """Remove every lab whose process has ended; return their IDs. What cannot be removed yet is a warning."""
     removed = []
     for folder in labs():
-        lock = _try_lock(folder / "lock")
+        lock = _lock_of_dead(folder)
         if lock is None:
             continue
         try:
-            reap(folder)
+            _clear(folder)
+            shutil.rmtree(folder)
             removed.append(folder.name)
         except LabError as error:
             # One lab that cannot be removed yet must not keep everybody from starting another.
@@ -94,17 +101,23 @@ def reap_dead() -> list[str]:
     return removed
 
 
-def reap(folder: Path) -> None:
-    """Kill the recorded processes of one lab, unmount, remove its cgroups and its folder.
+def _lock_of_dead(folder: Path) -> int | None:
+    """Take the lock of a lab whose process has ended; None where it is alive."""
+    path = folder / "lock"
+    end = time.monotonic() + KILL_DEADLINE_S
+    while (lock := _try_lock(path)) is None and not _alive(path) and time.monotonic() < end:
+        # A child caught between fork and exec holds a copy of the lock for the moments until it dies too.
+        time.sleep(0.01)
+    return lock
 
-    Raises LabError where something cannot be removed; the folder then stays, so that the next start retries.
-    """
+
+def _clear(folder: Path) -> None:
+    """Kill the recorded processes of one lab, unmount, remove its cgroups; its folder stays. Raises LabError."""
     _kill_recorded(folder / "pids")
     _unmount(folder)
     left = cgroups.remove(f"{CGROUP_PREFIX}{folder.name}-*")
     if left:
         raise LabError(f"cgroups of lab {folder.name} cannot be removed: {', '.join(map(str, left))}")
-    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -136,7 +149,12 @@ def _is_parent(locked: os.stat_result) -> bool:
         return False
 
 
-def _remove_parent_if_empty() -> None:
+def _remove_unused_parent() -> None:
+    """Remove the slots that nobody holds, and the parent folder after its last lab."""
+    for path in SLOTS_FOLDER.glob("*"):
+        if (slot := _try_lock(path)) is not None:
+            path.unlink()
+            os.close(slot)
     for folder in (SLOTS_FOLDER, PARENT):
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -180,16 +198,20 @@ def _bindable(port: int) -> bool:
     return True
 
 
+def _recorded(record: Path) -> list[tuple[int, int]]:
+    """Return the PIDs and start times in a file; a line cut short by a kill is none."""
+    lines = record.read_text().splitlines() if record.exists() else []
+    words = [line.split() for line in lines]
+    return [(int(two[0]), int(two[1])) for two in words if len(two) == 2 and all(map(str.isdigit, two))]
+
+
+def _alive(record: Path) -> list[int]:
+    return [pid for pid, started in _recorded(record) if start_time(pid) == started]
+
+
 def _kill_recorded(record: Path) -> None:
-    recorded: list[tuple[int, int]] = []
-    if record.exists():
-        for line in record.read_text().splitlines():
-            words = line.split()
-            # A line cut short by a kill holds no start time: its process died by its parent-death signal.
-            if len(words) == 2 and all(map(str.isdigit, words)):
-                recorded.append((int(words[0]), int(words[1])))
     end = time.monotonic() + KILL_DEADLINE_S
-    while alive := [pid for pid, started in recorded if start_time(pid) == started]:
+    while alive := _alive(record):
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

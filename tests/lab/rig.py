@@ -32,6 +32,11 @@ budgets: {maxFenced: 50%, startRate: {perMinute: 6000, burst: 1000}}
 healthyDwell: 2s
 """
 
+SHORT_LEASE = ("--lease-duration", "4s", "--renew-deadline", "3s", "--retry-period", "500ms")
+"""So that a successor of a killed controller need not wait for 15 s."""
+
+_PORTS: dict[str, dict[str, int]] = {}
+
 
 @dataclass
 class Agent:
@@ -66,7 +71,7 @@ class Rig:
         log = kernel_log or self.folder / f"{name}.kmsg"
         if kernel_log is None:
             log.touch()
-        port = self.lab.port() if name not in self.agents else self.agents[name].port
+        port = self._port(f"agent-{name}")
         worker = f"{sys.executable} -m simulation.worker --machine {machine}"
         arguments = (
             ("--node", name),
@@ -76,21 +81,28 @@ class Rig:
             ("--state-file", self.folder / f"{name}.state.json"),
             ("--listen", f"127.0.0.1:{port}"),
             ("--worker-command", worker),
-            ("--renew-interval", "2s"),
+            ("--renew-interval", "1s"),
         )
         words = [str(word) for pair in arguments for word in pair]
         child = self._start(f"agent-{name}", ["agent", *words, *flags])
         self.agents[name] = Agent(child, name, port, machine, log)
         return self.agents[name]
 
-    def start_controller(self, *flags: str) -> Child:
-        """Start a controller under its own token."""
-        self.controller_port = self.controller_port or self.lab.port()
+    def start_controller(self, *flags: str, name: str = "controller") -> Child:
+        """Start a controller under its own token; it is the one that is looked at from now on."""
+        self.controller_port = self._port(name)
         kubeconfig = self.lab.service_account_kubeconfig(*manifests.CONTROLLER)
         words = ["--kubeconfig", str(kubeconfig), "--policy", str(self.policy)]
         listen = ["--listen", f"127.0.0.1:{self.controller_port}"]
-        self.controller = self._start("controller", ["controller", *words, *listen, *flags])
+        self.controller = self._start(name, ["controller", *words, *listen, *SHORT_LEASE, *flags])
         return self.controller
+
+    def _port(self, of: str) -> int:
+        """One port for each process of a lab, however often it is started anew: a lab has forty."""
+        ports = _PORTS.setdefault(self.lab.lab_id, {})
+        if of not in ports:
+            ports[of] = self.lab.port()
+        return ports[of]
 
     def _start(self, name: str, words: list[str]) -> Child:
         return self.lab.processes.start(name, [sys.executable, "-m", "sickbay", *words], cwd=PROJECT)

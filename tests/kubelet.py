@@ -1,0 +1,72 @@
+"""The side of the kubelet that device plugins see, for tests without one: registration, and who is connected."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from runtime.kubelet_messages import AllocateRequest, AllocateResponse, Empty, RegisterRequest
+from runtime.kubelet_messages import PreferredAllocationRequest as PreferredRequest
+from runtime.kubelet_messages import PreferredAllocationResponse as PreferredResponse
+from runtime.kubelet_rpc import ALLOCATE, GET_PREFERRED, KUBELET_SOCKET_NAME, LIST_AND_WATCH, REGISTER
+from runtime.unix_rpc import RpcError, UnixClient
+from runtime.unix_server import Connection, RefusedError, UnixServer, unary
+
+
+class FakeKubelet:
+    """Takes registrations in a folder and watches what registered, until it is closed.
+
+    Like the kubelet it deletes the sockets that it finds when it starts, connects to a plugin before it answers
+    its registration, and refuses a resource whose plugin is connected (pkg/kubelet/cm/devicemanager, 1.37).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._plugins: dict[str, UnixClient] = {}
+        self.registrations: list[RegisterRequest] = []
+        self.devices: dict[str, dict[str, str]] = {}
+        """By resource what its plugin last said, health by device; empty when the connection was lost."""
+        for path in folder.iterdir():
+            if path.is_socket():
+                path.unlink()
+        self._server = UnixServer(folder / KUBELET_SOCKET_NAME, [unary(REGISTER, self._register)])
+        self._server.start()
+
+    def close(self) -> None:
+        """End, as a kubelet that is killed: its socket goes by hand, for a killed one would leave it."""
+        self._server.stop()
+        for client in list(self._plugins.values()):
+            client.close()
+
+    def count(self, resource: str, health: str = "Healthy") -> int:
+        """How many devices of a resource are in this state."""
+        return list(self.devices.get(resource, {}).values()).count(health)
+
+    def allocate(self, resource: str, request: AllocateRequest, timeout: float = 5.0) -> AllocateResponse:
+        """Ask the connected plugin. Raises RpcError."""
+        return self._plugins[resource].call(ALLOCATE, request, timeout=timeout)
+
+    def prefer(self, resource: str, request: PreferredRequest) -> PreferredResponse:
+        """Ask the connected plugin. Raises RpcError."""
+        return self._plugins[resource].call(GET_PREFERRED, request, timeout=5.0)
+
+    def _register(self, request: RegisterRequest, _connection: Connection) -> Empty:
+        self.registrations.append(request)
+        with self._lock:
+            if request.resource_name in self._plugins:
+                raise RefusedError("UNKNOWN", f"device plugin already connected: {request.endpoint}")
+            client = self._plugins[request.resource_name] = UnixClient(self._folder / request.endpoint)
+        threading.Thread(target=self._watch, args=(request.resource_name, client), daemon=True).start()
+        return Empty()
+
+    def _watch(self, resource: str, client: UnixClient) -> None:
+        try:
+            for answer in client.stream(LIST_AND_WATCH, Empty()):
+                self.devices[resource] = {device.id: device.health for device in answer.devices}
+        except RpcError:
+            pass
+        self.devices[resource] = {}
+        with self._lock:
+            del self._plugins[resource]
+        client.close()

@@ -1,0 +1,355 @@
+"""Everybody acts at once, the API fails and controllers die: the invariants of the design hold all the same."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from health.vocabulary import Mode, Phase, Severity
+from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS
+from remediation.engine import NewPolicy
+from remediation.fleet import HOLD_KEY, OPT_OUT_KEY, SESSION_KEY
+from remediation.objects import OPENING_ANNOTATION
+from remediation.policy import Match, Policy, Rule
+from tests.property.remediation_world import _RATE, POOLS, World
+from tests.unit.builders import policy
+from tests.unit.fake_cluster import Crash, Document, Trouble
+
+# kind, advice, what clears it, severity
+FAULTS = (
+    ("DeviceLost", "RebootNode", "NewBoot", "Fatal"),
+    ("DeviceLost", "ReplaceHardware", "NewBoot", "Fatal"),
+    ("EngineHung", "ResetDevice", "DeviceReset", "Fatal"),
+    ("EngineHung", "None", "DeviceReset", "Fatal"),
+    ("RemapPending", "ResetDevice", "DeviceReset", "Degraded"),
+    ("RemapPending", "ResetDevice", "DeviceReset", "Fatal"),
+    ("PluginDead", "RestartPlugin", "Dwell", "Degraded"),
+    ("ApplicationFault", "RestartWorkload", "Dwell", "Info"),
+    ("UnknownXid", "SomethingNew", "SomethingElse", "Fatal"),
+)
+
+_BY_SEVERITY = (
+    Rule(name="fatal", match=Match(severities=(Severity.FATAL,)), mode=Mode.AUTO),
+    Rule(name="rest", mode=Mode.OBSERVE),
+)
+_BY_KIND = (
+    Rule(name="lost", match=Match(kinds=("DeviceLost",)), mode=Mode.AUTO),
+    Rule(name="hung", match=Match(kinds=("EngineHung",)), mode=Mode.APPROVE),
+    Rule(name="pool", match=Match(pools=("a",)), mode=Mode.OBSERVE),
+)
+_COMMON = {"pools": ("a", "b"), "dwell": "60s", **_RATE}
+POLICIES: tuple[Policy, ...] = (
+    policy(Mode.AUTO, max_fenced="50%", **_COMMON),
+    policy(Mode.AUTO, max_fenced="100%", **_COMMON),
+    policy(Mode.AUTO, max_fenced=1, **_COMMON),
+    policy(Mode.AUTO, max_fenced=0, **_COMMON),
+    policy(Mode.APPROVE, max_fenced="100%", **_COMMON),
+    policy(Mode.OBSERVE, max_fenced="50%", **_COMMON),
+    policy(Mode.AUTO, *_BY_SEVERITY, max_fenced="100%", **_COMMON),
+    policy(Mode.AUTO, *_BY_KIND, max_fenced="67%", **_COMMON),
+)
+
+names = st.sampled_from(sorted(POOLS))
+collections = st.sampled_from((REPORTS, NODES, REMEDIATIONS, CONTROLS))
+whole = st.integers(min_value=0, max_value=50)
+
+
+class Remediation(RuleBasedStateMachine):
+    """Rules are what anybody may do; after each, the leader sees what is not held back, and acts."""
+
+    @initialize(which=st.sampled_from(POLICIES))
+    def begin(self, which: Policy) -> None:
+        self.world = World()
+        self.change_policy(which)
+        self.world.let_pass(45)
+
+    @invariant()
+    def hold(self) -> None:
+        if hasattr(self, "world"):
+            self.world.run()
+            self.world.monitor.check()
+
+    def _there(self, name: str) -> bool:
+        return name in self.world.agents
+
+    def _session(self, number: int) -> str:
+        found = self.world.sessions()
+        return found[number % len(found)].metadata.name if found else ""
+
+    # Machines and their agents.
+
+    @rule(name=names, which=st.sampled_from(FAULTS), device=st.sampled_from(("GPU-0", "GPU-1")))
+    def raise_fault(self, name: str, which: tuple[str, str, str, str], device: str) -> None:
+        if self._there(name):
+            kind, advice, clears_on, severity = which
+            self.world.raise_fault(name, kind, device, advice, clears_on, severity)
+
+    @rule(which=st.sampled_from(FAULTS[:4]))
+    def storm(self, which: tuple[str, str, str, str]) -> None:
+        for name in list(self.world.agents):
+            self.raise_fault(name, which, "GPU-0")
+
+    @rule(name=names)
+    def clear_faults(self, name: str) -> None:
+        if self._there(name):
+            self.world.clear_faults(name)
+
+    @rule(name=names, which=st.sampled_from(FAULTS[2:]))
+    def flap(self, name: str, which: tuple[str, str, str, str]) -> None:
+        for _ in range(2):
+            self.raise_fault(name, which, "GPU-0")
+            self.world.run()
+            self.clear_faults(name)
+            self.world.run()
+
+    @rule(name=names, kubelet=st.booleans(), agent=st.booleans())
+    def reboot(self, name: str, kubelet: bool, agent: bool) -> None:
+        if self._there(name):
+            self.world.reboot(name, kubelet=kubelet, agent=agent)
+
+    @rule(name=names, silent=st.booleans(), failing=st.booleans())
+    def agent_falls_silent_or_speaks(self, name: str, silent: bool, failing: bool) -> None:
+        if self._there(name):
+            self.world.agents[name].silent = silent
+            self.world.agents[name].failing = failing
+            self.world.tell(name)
+
+    @rule(name=names, other=names)
+    def report_of_another_node(self, name: str, other: str) -> None:
+        if self._there(name) and self._there(other):
+            self.world.agents[name].uid = self.world.api.get(NODES, other)["metadata"]["uid"]
+            self.world.tell(name)
+
+    @rule(name=names)
+    def report_vanishes(self, name: str) -> None:
+        if name in self.world.api.objects[REPORTS]:
+            self.world.api.remove(REPORTS, name)
+
+    @rule(name=names, yes=st.booleans())
+    def readiness(self, name: str, yes: bool) -> None:
+        if self._there(name):
+            self.world.ready(name, yes=yes)
+
+    @rule(name=names)
+    def node_goes_or_comes(self, name: str) -> None:
+        if self._there(name):
+            self.world.remove_node(name)
+        else:
+            self.world.add_node(name)
+
+    @rule(name=names)
+    def node_is_replaced_at_once(self, name: str) -> None:
+        if self._there(name):
+            self.world.remove_node(name)
+            self.world.add_node(name)
+
+    @rule(name=names, on=st.booleans())
+    def somebody_else_works_on_it(self, name: str, on: bool) -> None:
+        if self._there(name):
+            taints = [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}] if on else []
+            self.world.node(name, lambda node: node["spec"].update(taints=taints))
+
+    @rule(name=names, on=st.booleans())
+    def maintenance(self, name: str, on: bool) -> None:
+        if name in self.world.api.objects[REPORTS]:
+            spec = {"maintenance": {"reason": "driver", "since": "2026-01-01T00:00:00Z"}} if on else {}
+            self.world.api.edit(REPORTS, name, lambda report: report.update(spec=spec))
+
+    # People.
+
+    @rule(name=names)
+    def person_cordons(self, name: str) -> None:
+        if self._there(name):
+            self.world.cordon(name)
+
+    @rule(name=names)
+    def person_uncordons(self, name: str) -> None:
+        if self._there(name):
+            self.world.uncordon(name)
+
+    @rule(name=names, key=st.sampled_from((HOLD_KEY, OPT_OUT_KEY)), on=st.booleans())
+    def person_annotates(self, name: str, key: str, on: bool) -> None:
+        if self._there(name):
+            self.world.annotate(name, key, on=on)
+
+    @rule(name=names)
+    def person_removes_the_record(self, name: str) -> None:
+        if self._there(name):
+            node = self.world.api.get(NODES, name)
+            if SESSION_KEY in node["metadata"]["annotations"]:
+                uid = node["metadata"]["uid"]
+                for marks in (self.world.monitor.ours, self.world.monitor.unclear):
+                    marks.discard(uid)
+                self.world.monitor.persons.add(uid)
+                self.world.annotate(name, SESSION_KEY, on=False)
+
+    @rule(name=names, action=st.sampled_from(("Hold", "OptOut", None)))
+    def person_switches(self, name: str, action: str | None) -> None:
+        nodes = [{"name": name, "action": action, "user": "alice"}] if action else None
+        self.world.switch(nodes=nodes)
+
+    @rule(on=st.booleans())
+    def person_pauses(self, on: bool) -> None:
+        self.world.switch(pause={"user": "alice"} if on else None)
+
+    @rule(number=whole, decision=st.sampled_from(("Approved", "Approved", "Denied", None)))
+    def person_decides(self, number: int, decision: str | None) -> None:
+        if name := self._session(number):
+            self.world.say(name, "approval", {"decision": decision, "user": "bob"} if decision else None)
+
+    @rule(number=whole, on=st.booleans())
+    def person_holds_a_session(self, number: int, on: bool) -> None:
+        if name := self._session(number):
+            self.world.say(name, "hold", {"user": "bob"} if on else None)
+
+    @rule(number=whole)
+    def person_deletes_a_session(self, number: int) -> None:
+        if name := self._session(number):
+            self.world.api.remove(REMEDIATIONS, name)
+            self.world.garbled.pop(name, None)
+            self.world.monitor.excused += 1
+
+    @rule(number=whole, text=st.sampled_from(("", "{", "[]", '{"phase":"Broken"}', '{"phase":"Held"}')))
+    def person_spoils_an_opening(self, number: int, text: str) -> None:
+        if name := self._session(number):
+            self.world.api.edit(
+                REMEDIATIONS, name, lambda found: found["metadata"]["annotations"].update({OPENING_ANNOTATION: text})
+            )
+
+    @rule(number=whole, key=st.sampled_from(("phase", "closedTime", "journal")))
+    def person_spoils_a_status(self, number: int, key: str) -> None:
+        name = self._session(number)
+        if not name or name in self.world.garbled:
+            return
+        before = self.world.api.get(REMEDIATIONS, name)
+        self.world.garbled[name] = {"status": before["status"]} if "status" in before else {}
+
+        def spoil(found: Document) -> None:
+            found.setdefault("status", {})[key] = "12 o'clock"
+
+        self.world.api.edit(REMEDIATIONS, name, spoil)
+
+    @rule(which=st.sampled_from(POLICIES))
+    def change_policy(self, which: Policy) -> None:
+        self.world.policy = which
+        self.world.controller.engine.inbox.put(NewPolicy(which))
+
+    # The API, the watches, the controllers.
+
+    @rule(spared=st.integers(min_value=0, max_value=4), trouble=st.sampled_from(tuple(Trouble)))
+    def trouble(self, spared: int, trouble: Trouble) -> None:
+        if len(self.world.plan) < 4:
+            self.world.plan.append((spared, trouble))
+
+    @rule()
+    def late_request_lands(self) -> None:
+        if self.world.api.late:
+            self.world.api.land(self.world.api.late.pop(0))
+
+    @rule(collection=collections)
+    def watch_lags(self, collection: str) -> None:
+        self.world.lagging.add(collection)
+
+    @rule()
+    def watches_catch_up(self) -> None:
+        self.world.lagging.clear()
+
+    @rule(collection=collections, count=st.integers(min_value=1, max_value=3))
+    def watch_delivers_some(self, collection: str, count: int) -> None:
+        self.world.controller.watches.deliver(collection, count)
+
+    @rule(collection=collections)
+    def watch_repeats_itself(self, collection: str) -> None:
+        self.world.controller.watches.repeat(collection)
+
+    @rule()
+    def watches_list_again(self) -> None:
+        self.world.controller.watches.list_all()
+
+    @rule(at_once=st.booleans())
+    def workers(self, at_once: bool) -> None:
+        self.world.controller.workers.at_once = at_once
+        self.work()
+
+    @precondition(lambda self: self.world.controller.workers.pending)
+    @rule()
+    def work(self) -> None:
+        try:
+            if self.world.controller.workers.pending:
+                self.world.controller.workers.run_next()
+        except Crash:
+            self.world.new_controller()
+
+    @rule()
+    def controller_is_restarted(self) -> None:
+        self.world.new_controller()
+
+    @rule()
+    def another_leads_and_the_former_does_not_know(self) -> None:
+        self.world.controller.leads = False
+        self.world.former.append(self.world.controller)
+        self.world.new_controller()
+
+    @precondition(lambda self: self.world.former)
+    @rule()
+    def former_leader_sends_what_it_was_about_to(self) -> None:
+        former = self.world.former.pop(0)
+        if former.workers.pending:
+            former.allowance = 1
+            self.world.monitor.excused += 1
+            try:
+                former.workers.run_next()
+            except Crash:
+                return
+
+    @rule(seconds=st.sampled_from((1.0, 6.0, 35.0, 70.0, 130.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.world.let_pass(seconds)
+
+    # In the end.
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.heal()
+        world.controller.engine.inbox.put(NewPolicy(world.policy))
+        world.controller.workers.at_once = True
+        while world.controller.workers.pending:
+            self.work()
+        world.let_pass(90 + 60 + 60 + 90)
+        world.rest()
+        world.monitor.check()
+        quiet = len([call for call in world.api.calls if call.mutates])
+        world.let_pass(60)
+        assert quiet == len([call for call in world.api.calls if call.mutates]), "never comes to rest"
+        for session in world.sessions():
+            assert session.current.phase is Phase.HELD, f"neither released nor held: {session}"
+        for name in world.agents:
+            node = world.api.get(NODES, name)
+            owner = node["metadata"]["annotations"].get(SESSION_KEY)
+            held = [item.metadata.name for item in world.sessions() if item.current.phase is Phase.HELD]
+            assert owner is None or owner in held, f"{name} is fenced for good: {world.controller.engine.sentences}"
+
+
+def machine(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+
+
+class TestRemediation(Remediation.TestCase):
+    """Short runs, many of them."""
+
+    settings = machine(40, 40)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3600)
+class TestRemediationAtLength(Remediation.TestCase):
+    """Long runs."""
+
+    settings = machine(1500, 120)
