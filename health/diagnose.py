@@ -68,21 +68,19 @@ class Diagnosis:
         entry = catalogue[event.line.code]
         if entry.kind is None:
             return self
-        nobodys = not event.uuid
-        return self.with_fault(
-            Fault(
-                kind=entry.kind.value,
-                severity=min(entry.severity, Severity.DEGRADED, key=_rank) if nobodys else entry.severity,
-                advice=Advice.NONE if nobodys else entry.advice,
-                clears_on=ClearsOn.DWELL if nobodys else entry.clears_on,
-                code=f"xid:{entry.code}",
-                device_uuid=event.uuid,
-                first_seen=event.time,
-                last_seen=event.time,
-                drill=event.drill,
-                evidence=_evidence(event),
-            )
+        fault = Fault(
+            kind=entry.kind.value,
+            severity=entry.severity,
+            advice=entry.advice,
+            clears_on=entry.clears_on,
+            code=f"xid:{entry.code}",
+            device_uuid=event.uuid,
+            first_seen=event.time,
+            last_seen=event.time,
+            drill=event.drill,
+            evidence=_evidence(event),
         )
+        return self.with_fault(fault if event.uuid else nobodys(fault))
 
     def with_fault(self, fault: Fault) -> Diagnosis:
         """Raise a fault, or fold it into the open one of the same identity."""
@@ -161,6 +159,17 @@ class Diagnosis:
         if action == _NO_VERDICT or not _hardware(fault):
             return fault
         return msgspec.structs.replace(fault, advice=recovery_advice(action) or Advice.NONE)
+
+
+def nobodys(fault: Fault) -> Fault:
+    """The fault as it is where nobody can name its device: it alerts, never acts, and clears by quiet."""
+    return msgspec.structs.replace(
+        fault,
+        device_uuid="",
+        severity=min(fault.severity, Severity.DEGRADED, key=_rank),
+        advice=Advice.NONE,
+        clears_on=ClearsOn.DWELL,
+    )
 
 
 def device_lost(uuid: str, now: datetime, *, boot_id: str, source: str, excerpt: str) -> Fault:

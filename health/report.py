@@ -10,10 +10,14 @@ older and newer agents; the enums of `health.vocabulary` are what this version w
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
 from health.vocabulary import DeviceAccess, DeviceHealth, Scope, Severity, SourceState
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time with its zone. One without, which the schema's `date-time` lets through, cannot be compared with others."""
 
 _ACRONYMS = frozenset({"id", "uid", "uuid"})
 
@@ -73,8 +77,8 @@ class Fault(Wire, frozen=True):
 
     kind: str
     severity: Severity
-    first_seen: datetime
-    last_seen: datetime
+    first_seen: Time
+    last_seen: Time
     code: str = ""
     scope: Scope = Scope.DEVICE
     device_uuid: str = ""
@@ -126,9 +130,9 @@ class ReportStatus(Wire, frozen=True):
     node_uid: str = ""
     boot_id: str = ""
     agent_version: str = ""
-    observed_time: datetime | None = None
+    observed_time: Time | None = None
     sequence: int = 0
-    renew_time: datetime | None = None
+    renew_time: Time | None = None
     driver: Driver | None = None
     devices: tuple[Device, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -142,21 +146,21 @@ class DeviceRelease(Wire, frozen=True):
     """The controller asks the agent to let go of its device handles for a session, at most until `until`."""
 
     session: str
-    until: datetime
+    until: Time
 
 
 class Maintenance(Wire, frozen=True):
     """Somebody works on the node (a driver upgrade): faults are shown, nothing is started."""
 
     reason: str
-    since: datetime
+    since: Time
 
 
 class Drill(Wire, frozen=True):
     """Until `until`, kernel lines that userspace wrote are believed as well; faults from them say `drill`."""
 
     user: str
-    until: datetime
+    until: Time
 
 
 class ReportSpec(Wire, frozen=True):

@@ -7,179 +7,21 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from exporter.holdings import Holdings
-from exporter.sources.plugin import Plugin, PluginProbe, PluginState
-from exporter.sources.pod_resources import PodResourcesSource
+from exporter.sources.plugin import PluginState
 from health.vocabulary import SourceState
 from runtime.kubelet_rpc import PodsClient
-from simulation.machine import load
-from simulation.plugin_control import PluginControl, change_control, control_path, raise_xid
-from tests.lab import images, plugin_pods
-from tests.lab.api import Api, ApiError, Object
+from simulation.plugin_control import PluginControl, change_control, raise_xid
+from tests.lab import plugin_pods
+from tests.lab.api import ApiError
+from tests.lab.gpu_node import GPU, TICK, GpuNode, registrations
 from tests.lab.lab import Lab
-from tests.lab.node import Node
 from tests.lab.processes import Child, wait_until
-
-GPU = "nvidia.com/gpu"
-TICK = 1.0
-SLACK = 1.5
-"""Seconds that a busy machine may add to anything."""
-
-
-class Observer:
-    """Both sources of the agent on one node, and what each said last."""
-
-    def __init__(self, node: Node) -> None:
-        self.holdings = Holdings()
-        self.plugins: tuple[Plugin, ...] = ()
-        self.state: tuple[SourceState, str] | None = None
-        self._pod_resources = PodResourcesSource(
-            on_holdings=lambda said: setattr(self, "holdings", said),
-            on_state=lambda state, message: setattr(self, "state", (state, message)),
-            socket=node.kubelet_dir / "pod-resources" / "kubelet.sock",
-        )
-        self._probe = PluginProbe(
-            on_plugins=lambda said: setattr(self, "plugins", said),
-            on_state=lambda _state, _message: None,
-            folder=node.kubelet_dir / "device-plugins",
-        )
-        self._pod_resources.start()
-        self._probe.start()
-
-    def close(self) -> None:
-        assert self._pod_resources.close(5)
-        assert self._probe.close(5)
-
-    def pods(self) -> dict[str, list[str]]:
-        """The devices that each pod holds."""
-        found: dict[str, list[str]] = {}
-        for one in self.holdings.held:
-            found.setdefault(one.pod, []).append(one.uuid)
-        return found
-
-    def await_plugin(self, state: PluginState, deadline: float = 6.0) -> Plugin:
-        def found() -> Plugin | None:
-            return next((one for one in self.plugins if one.resource == GPU and one.state is state), None)
-
-        return wait_until(found, deadline, f"the plugin to be {state}, in {self.plugins}")
-
-
-class GpuNode:
-    """A node with a machine, and the plugins that are started on it."""
-
-    def __init__(self, lab: Lab, node: Node) -> None:
-        self.lab, self.node = lab, node
-        self.machine = plugin_pods.provide_machine(node)
-        self.control = control_path(self.machine)
-        self.uuids = {device.uuid for device in load(self.machine).devices}
-        self.socket = node.kubelet_dir / "device-plugins" / "nvidia-gpu.sock"
-        self.observer = Observer(node)
-        self.namespace = ""
-
-    def start_plugin(self, name: str = "plugin") -> Child:
-        """Start an instance of the plugin; it may be refused."""
-        command: list[str | Path] = [sys.executable, "-m", "simulation.plugin", "--machine", self.machine]
-        return self.lab.processes.start(
-            name, [*command, "--socket-dir", self.socket.parent], cwd=images.PROJECT
-        )
-
-    def serve(self) -> Child:
-        """Start the plugin and wait until the kubelet has taken it, which the API learns a tick later."""
-        log = self.lab.folder / "plugin.log"
-        before = registrations(log)
-        child = self.start_plugin()
-        wait_until(lambda: registrations(log) > before, 10, "the registration", logs=[log])
-        self.await_offered(8, 8)
-        return child
-
-    def stop_plugins(self) -> None:
-        for name, child in self.lab.processes.children.items():
-            if name.startswith("plugin"):
-                child.kill()
-        self.control.unlink(missing_ok=True)
-
-    def offered(self) -> tuple[str, str]:
-        """Capacity and allocatable, as the API server has them."""
-        status = self.lab.api.get(f"/api/v1/nodes/{self.node.name}")["status"]
-        return status["capacity"].get(GPU, ""), status["allocatable"].get(GPU, "")
-
-    def await_offered(self, capacity: int, allocatable: int, deadline: float = TICK + SLACK) -> None:
-        wanted = (str(capacity), str(allocatable))
-        wait_until(lambda: self.offered() == wanted, deadline, f"{wanted}, now {self.offered()}")
-
-    def stays_offered(self, capacity: int, allocatable: int, ticks: int = 3) -> None:
-        """Nothing else is offered over the next status updates, which are counted by their heartbeats."""
-        seen: set[str] = set()
-        end = time.monotonic() + 4 * ticks * TICK
-        while len(seen) <= ticks:
-            assert time.monotonic() < end, "the node's status is not updated"
-            assert self.offered() == (str(capacity), str(allocatable))
-            seen.add(self._ready()["lastHeartbeatTime"])
-            wait_until(lambda: self._ready()["lastHeartbeatTime"] not in seen, 5 * TICK, "a status update")
-
-    def _ready(self) -> Object:
-        conditions = self.lab.api.get(f"/api/v1/nodes/{self.node.name}")["status"]["conditions"]
-        return next(condition for condition in conditions if condition["type"] == "Ready")
-
-    def is_ready(self) -> bool:
-        return bool(self._ready()["status"] == "True")
-
-    def create_pod(self, name: str, gpus: int, *, scheduled: bool = False) -> None:
-        """A pod with GPUs on this node; past the scheduler, unless it shall be `scheduled`."""
-        pod = images.busybox_pod(
-            name,
-            command=["sh", "-c", "echo $NVIDIA_VISIBLE_DEVICES; exec sleep 600"],
-            namespace=self.namespace,
-        )
-        if gpus:
-            pod["spec"]["containers"][0]["resources"] = {"limits": {GPU: gpus}}
-        if not scheduled:
-            pod["spec"]["nodeName"] = self.node.name
-        self.lab.api.create(f"/api/v1/namespaces/{self.namespace}/pods", pod)
-
-    def status(self, name: str) -> Object:
-        status = self.lab.api.get(f"/api/v1/namespaces/{self.namespace}/pods/{name}")["status"]
-        return dict(status)
-
-    def await_phase(self, name: str, phase: str, deadline: float = 10) -> Object:
-        def reached() -> Object | None:
-            status = self.status(name)
-            return status if status.get("phase") == phase else None
-
-        return wait_until(reached, deadline, f"pod {name} to be {phase}", logs=self.node.logs)
-
-    def run_pod(self, name: str, gpus: int, *, scheduled: bool = False) -> Object:
-        self.create_pod(name, gpus, scheduled=scheduled)
-        return self.await_phase(name, "Running")
-
-    def reject_pod(self, name: str) -> str:
-        """A GPU pod that the kubelet refuses for good; the message."""
-        self.create_pod(name, 1)
-        status = self.await_phase(name, "Failed")
-        assert status["reason"] == "UnexpectedAdmissionError"
-        return str(status["message"])
-
-    def delete_pod(self, name: str) -> None:
-        self.lab.api.delete(f"/api/v1/namespaces/{self.namespace}/pods/{name}")
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
-        wait_until(lambda: not self.lab.api.exists(path), 15, f"pod {name} to be gone")
-
-    def kubelet(self) -> Api:
-        """The kubelet's own port, as the administrator."""
-        return Api(
-            f"https://127.0.0.1:{self.node.port}",
-            self.lab.ca_path,
-            certificate=self.lab.folder / "admin.crt",
-            key=self.lab.folder / "admin.key",
-        )
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +38,8 @@ def gpus(gpu_node: GpuNode, namespace: str) -> Iterator[GpuNode]:
     gpu_node.namespace = namespace
     yield gpu_node
     gpu_node.stop_plugins()
+    gpu_node.lab.api.delete(f"/apis/apps/v1/namespaces/{namespace}/daemonsets")
+    gpu_node.observer.await_nobody()
 
 
 @pytest.fixture
@@ -204,22 +48,13 @@ def plugin(gpus: GpuNode) -> Child:
     return gpus.serve()
 
 
-def registrations(log: Path) -> int:
-    """How often the writer of this log was registered."""
-    return log.read_text().count("registered nvidia.com/gpu") if log.exists() else 0
-
-
-def hold(control: PluginControl, **changes: object) -> PluginControl:
-    return msgspec.structs.replace(control, **changes)
-
-
 def test_a_gpu_pod_holds_the_devices_that_its_environment_names(gpus: GpuNode, plugin: Child) -> None:
     gpus.observer.await_plugin(PluginState.SERVING)
     status = gpus.run_pod("two", 2, scheduled=True)
-    held = wait_until(lambda: gpus.observer.pods().get("two"), 3, "the holdings")
+    held = wait_until(lambda: gpus.held_by("two"), 3, "the holdings")
     named = gpus.lab.kubectl("logs", "two", f"--namespace={gpus.namespace}").strip().split(",")
     assert sorted(named) == sorted(held)
-    assert gpus.observer.holdings.healthy == {GPU: gpus.uuids}
+    assert gpus.observer.healthy == {GPU: gpus.uuids}
     (resource,) = status["containerStatuses"][0]["allocatedResourcesStatus"]
     assert sorted(one["resourceID"] for one in resource["resources"]) == sorted(held)
     assert {one["health"] for one in resource["resources"]} == {"Healthy"}
@@ -231,7 +66,7 @@ def test_a_gpu_pod_holds_the_devices_that_its_environment_names(gpus: GpuNode, p
     assert seen.status.phase == "Running"
 
     gpus.delete_pod("two")
-    wait_until(lambda: "two" not in gpus.observer.pods(), 5, "the devices to be free")
+    wait_until(lambda: not gpus.held_by("two"), 5, "the devices to be free")
 
 
 def test_a_killed_plugin_leaves_nothing_allocatable_and_all_pods_running(
@@ -250,8 +85,8 @@ def test_a_killed_plugin_leaves_nothing_allocatable_and_all_pods_running(
     assert (
         status["containerStatuses"][0]["allocatedResourcesStatus"][0]["resources"][0]["health"] == "Healthy"
     )
-    assert len(gpus.observer.pods()["before"]) == 1
-    wait_until(lambda: gpus.observer.holdings.healthy == {}, 3, "no healthy device")
+    assert len(gpus.held_by("before")) == 1
+    wait_until(lambda: gpus.observer.healthy == {}, 3, "no healthy device")
 
     gpus.create_pod("waiting", 1, scheduled=True)
     begun = time.monotonic()
@@ -265,19 +100,22 @@ def test_a_kubelet_that_restarts_gets_the_plugin_back_and_forgets_what_was_unhea
     gpus: GpuNode, plugin: Child
 ) -> None:
     gpus.run_pod("survivor", 1)
-    (held,) = wait_until(lambda: gpus.observer.pods().get("survivor"), 3, "its device")
+    (held,) = wait_until(lambda: gpus.held_by("survivor"), 3, "its device")
     raise_xid(gpus.control, held, 48)
     gpus.await_offered(8, 7)
+    before, said = registrations(plugin.log), len(gpus.observer.seen)
     gpus.node.kill_kubelet()
     begun = time.monotonic()
-    wait_until(
-        lambda: plugin.log.read_text().count("registered nvidia.com/gpu") == 2, 10, "the plugin to be back"
-    )
+    wait_until(lambda: registrations(plugin.log) > before, 10, "the plugin to be back")
     print(f"registered again {time.monotonic() - begun:.2f} s after the new kubelet listened")
     gpus.await_offered(8, 8, 5)
     gpus.stays_offered(8, 8, ticks=1)
-    wait_until(lambda: gpus.observer.state == (SourceState.LIVE, ""), 10, "answers to be believed again")
-    assert gpus.observer.pods() == {"survivor": [held]}
+    wait_until(lambda: len(gpus.observer.healthy.get(GPU, ())) == 8, 10, "answers to be believed again")
+    assert gpus.observer.state == (SourceState.LIVE, "")
+    shown = [
+        gpus.observer.held_by(gpus.namespace, "survivor", n) for n in range(said, len(gpus.observer.seen))
+    ]
+    assert shown == [[held]] * len(shown), "a kubelet that has just started was believed"
     assert gpus.status("survivor")["containerStatuses"][0]["restartCount"] == 0
 
 
@@ -286,12 +124,12 @@ def test_an_unhealthy_device_stays_so_until_the_plugin_restarts(gpus: GpuNode, p
     raise_xid(gpus.control, other, 31)
     raise_xid(gpus.control, bad, 79)
     gpus.await_offered(8, 7)
-    change_control(gpus.control, lambda control: hold(control, xids=()))
+    change_control(gpus.control, lambda now: msgspec.structs.replace(now, xids=()))
     gpus.stays_offered(8, 7, ticks=2)
     gpus.run_pod("seven", 7, scheduled=True)
-    held = wait_until(lambda: gpus.observer.pods().get("seven"), 3, "the holdings")
+    held = wait_until(lambda: gpus.held_by("seven"), 3, "the holdings")
     assert sorted(held) == sorted(gpus.uuids - {bad})
-    assert gpus.observer.holdings.healthy == {GPU: gpus.uuids - {bad}}
+    assert gpus.observer.healthy == {GPU: gpus.uuids - {bad}}
     gpus.observer.await_plugin(PluginState.SERVING)
     os.kill(plugin.pid, signal.SIGHUP)
     gpus.await_offered(8, 8)
@@ -306,7 +144,7 @@ def test_a_hung_plugin_holds_up_the_whole_kubelet_which_says_that_all_is_well(
     begun = time.monotonic()
     try:
         gpus.create_pod("stuck", 1)
-        wait_until(lambda: "stuck" in gpus.observer.pods() or _listed(gpus, "stuck"), 5, "it in the list")
+        wait_until(lambda: gpus.is_listed("stuck"), 5, "the pod to be in the kubelet's list")
         gpus.create_pod("innocent", 0)
         gpus.observer.await_plugin(PluginState.HUNG)
         print(f"Hung seen {time.monotonic() - begun:.2f} s after SIGSTOP")
@@ -315,6 +153,7 @@ def test_a_hung_plugin_holds_up_the_whole_kubelet_which_says_that_all_is_well(
             assert gpus.status(name)["phase"] == "Pending"
             assert "containerStatuses" not in gpus.status(name)
         assert gpus.is_ready()
+        assert gpus.observer.state == (SourceState.LIVE, "")
         assert gpus.kubelet().text("/healthz") == "ok"
     finally:
         os.kill(plugin.pid, signal.SIGCONT)
@@ -323,14 +162,6 @@ def test_a_hung_plugin_holds_up_the_whole_kubelet_which_says_that_all_is_well(
     gpus.await_phase("innocent", "Running")
     print(f"both ran {time.monotonic() - begun:.2f} s after SIGCONT")
     gpus.observer.await_plugin(PluginState.SERVING)
-
-
-def _listed(gpus: GpuNode, name: str) -> bool:
-    client = PodsClient(gpus.node.kubelet_dir / "pods-api" / "pods-api.sock")
-    try:
-        return any(pod.metadata.name == name for pod in client.list())
-    finally:
-        client.close()
 
 
 def test_two_instances_on_one_socket_wedge_the_node_until_the_kubelet_restarts(
@@ -348,7 +179,7 @@ def test_two_instances_on_one_socket_wedge_the_node_until_the_kubelet_restarts(
     await_refusal(third)
     third.stop()
     gpus.stays_offered(8, 8, ticks=1)
-    assert gpus.observer.holdings.healthy == {GPU: gpus.uuids}
+    assert gpus.observer.healthy == {GPU: gpus.uuids}
 
     gpus.node.kill_kubelet()
     wait_until(lambda: registrations(second.log), 10, "the second to be taken")
@@ -375,16 +206,14 @@ def test_a_socket_file_that_is_removed_is_missed_by_nobody_but_the_probe(
     assert not gpus.socket.exists()
 
 
-def test_an_allocation_takes_its_time_and_one_that_fails_ends_its_pod(gpus: GpuNode, plugin: Child) -> None:
-    change_control(gpus.control, lambda control: hold(control, allocate_latency_seconds=2.0))
-    begun = time.monotonic()
-    wait_until(lambda: time.monotonic() > begun + 0.2, 1, "the plugin to read it")
+def test_an_allocation_takes_its_time_and_one_that_fails_ends_its_pod(gpus: GpuNode) -> None:
+    change_control(gpus.control, lambda _now: PluginControl(allocate_latency_seconds=2.0))
+    plugin = gpus.serve()
     begun = time.monotonic()
     gpus.run_pod("slow", 1)
     assert time.monotonic() - begun >= 2.0
-    change_control(gpus.control, lambda _control: PluginControl(allocate_error="no MPS daemon"))
-    begun = time.monotonic()
-    wait_until(lambda: time.monotonic() > begun + 0.2, 1, "the plugin to read it")
+    change_control(gpus.control, lambda _now: PluginControl(allocate_error="no MPS daemon"))
+    wait_until(lambda: "no MPS daemon" in plugin.log.read_text(), 5, "the plugin to read it")
     message = gpus.reject_pod("refused")
     assert "Allocate failed due to rpc error: code = Unknown desc = no MPS daemon" in message
     assert gpus.offered() == ("8", "8")
@@ -398,28 +227,26 @@ def test_the_plugin_runs_as_a_daemon_set_and_comes_back_when_its_pod_is_deleted(
     )
     gpus.lab.apply(daemon_set)
     first = await_plugin_pod(gpus, other_than="")
-    gpus.await_offered(8, 8, 5)
+    gpus.await_offered(8, 8)
     gpus.run_pod("before", 1)
     gpus.lab.api.delete(f"/api/v1/namespaces/{gpus.namespace}/pods/{first}")
-    second = await_plugin_pod(gpus, other_than=first)
-    log = ("logs", second, f"--namespace={gpus.namespace}")
-    wait_until(
-        lambda: "registered nvidia.com/gpu" in gpus.lab.kubectl(*log, check=False), 10, "its registration"
-    )
+    await_plugin_pod(gpus, other_than=first)
     gpus.run_pod("after", 1)
     assert gpus.status("before")["phase"] == "Running"
     gpus.observer.await_plugin(PluginState.SERVING)
 
 
 def await_plugin_pod(gpus: GpuNode, *, other_than: str) -> str:
-    def ready() -> str | None:
-        pods = gpus.lab.api.items(
-            f"/api/v1/namespaces/{gpus.namespace}/pods?labelSelector=name%3Dnvidia-device-plugin"
-        )
-        for pod in pods:
-            conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions", [])}
-            if pod["metadata"]["name"] != other_than and conditions.get("Ready") == "True":
-                return str(pod["metadata"]["name"])
+    """Wait for a plugin's pod that has registered, which is later than Ready; its name."""
+    pods = f"/api/v1/namespaces/{gpus.namespace}/pods"
+
+    def registered() -> str | None:
+        for pod in gpus.lab.api.items(f"{pods}?labelSelector=name%3Dnvidia-device-plugin"):
+            name = str(pod["metadata"]["name"])
+            if name == other_than or pod["status"]["phase"] != "Running":
+                continue
+            if "registered nvidia.com/gpu" in gpus.lab.api.text(f"{pods}/{name}/log"):
+                return name
         return None
 
-    return wait_until(ready, 20, "the plugin's pod to be Ready", ignoring=(ApiError,), logs=gpus.node.logs)
+    return wait_until(registered, 20, "the plugin's pod", ignoring=(ApiError,), logs=gpus.node.logs)

@@ -6,6 +6,7 @@ at every action that a controller decides for, and holds them against the invari
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from health.report import AcceleratorReport, Device, Fault, ReportMetadata, Repo
 from health.vocabulary import Mode, Phase, Severity, SourceState
 from remediation import budget
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS
+from remediation.engine import Resource, Seen
 from remediation.executor import Basis
 from remediation.fleet import FRESH_FOR, HOLD_KEY, OPT_OUT_KEY, SESSION_KEY, Fleet
 from remediation.objects import JOURNAL_LIMIT, AcceleratorRemediation, JournalEvent
@@ -244,14 +246,18 @@ class World:
         """A fresh process, which takes over the lead."""
         while True:
             self.transitions += 1
-            made = FakeController(self.api, self.clock, self.policy, workers=InlineWorkers())
-            made.workers.on_action = lambda name, action, basis: self.monitor.decided(
-                made, name, action, basis
+            sights = self.monitor.new_sights()
+            made = FakeController(
+                self.api,
+                self.clock,
+                self.policy,
+                workers=InlineWorkers(),
+                on_seen=partial(self.monitor.delivered, sights),
             )
-            self.monitor.watch(made)
+            made.workers.on_action = partial(self.monitor.decided, made, sights)
             try:
                 if made.take_over(self.transitions):
-                    self.controller = made
+                    self.controller, self.sights = made, sights
                     made.pump()
                     return made
             except Crash:
@@ -264,7 +270,7 @@ class World:
                 if collection not in self.lagging:
                     self.controller.watches.deliver(collection, 1000)
             self.controller.pump()
-            self.monitor.shown(self.controller)
+            self.monitor.shown(self.controller, self.sights)
         except Crash:
             self.new_controller()
 
@@ -333,12 +339,14 @@ class Sight:
     boot: str = ""
 
 
+Sights = dict[str, Sight]
+
+
 class RemediationMonitor:
     """The invariants, as an outsider would check them: from requests, their effects, and what was delivered."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._sights: dict[int, dict[str, Sight]] = {}
         self.ours: set[str] = set()
         """UIDs of nodes with a cordon that a controller made and nobody has touched since."""
         self.persons: set[str] = set()
@@ -374,44 +382,51 @@ class RemediationMonitor:
 
     # What a controller is shown.
 
-    def watch(self, controller: FakeController) -> None:
-        """From now on, see what this controller sees, when it sees it."""
-        now = self._world.clock.monotonic()
-        self._sights[id(controller)] = {name: Sight(bad=now) for name in POOLS}
+    def new_sights(self) -> Sights:
+        """What a controller that has just started was shown: nothing."""
+        return {name: Sight(bad=self._world.clock.monotonic()) for name in POOLS}
 
-    def shown(self, controller: FakeController) -> None:
-        """Bring up to date what this controller was shown; called before it decides."""
-        now = self._world.clock.monotonic()
-        for name, sight in self._sights[id(controller)].items():
-            self._show(controller.engine.fleet, name, sight, now)
-
-    def _show(self, fleet: Fleet, name: str, sight: Sight, now: float) -> None:
-        view, node = fleet.reports.get(name), fleet.nodes.get(name)
-        if view is None or node is None:
-            sight.uid, sight.advanced, sight.bad = "", None, now
+    def delivered(self, sights: Sights, seen: Seen) -> None:
+        """A watch of a controller delivered something: a report that advances is fresh from now on."""
+        if seen.resource is not Resource.REPORT:
             return
-        status = view.report.status
-        if status.node_uid != sight.uid:
-            sight.uid, sight.sequence, sight.advanced = status.node_uid, status.sequence, None
+        sight, now = sights[seen.key], self._world.clock.monotonic()
+        if not isinstance(seen.found, AcceleratorReport):
+            sights[seen.key] = Sight(bad=now)
+            return
+        status = seen.found.status
         if sight.advanced is None or now - sight.advanced > FRESH_FOR:
             sight.bad = now
-        if status.sequence > sight.sequence:
+        if status.node_uid != sight.uid:
+            sight.uid, sight.sequence, sight.advanced = status.node_uid, status.sequence, None
+        elif status.sequence > sight.sequence:
             sight.sequence, sight.advanced = status.sequence, now
-        healthy = (
-            node.ready
-            and status.node_uid == node.metadata.uid
-            and status.boot_id == node.status.node_info.boot_id == sight.boot
-            and not any(acts(fault) for fault in status.faults)
-            and all(source.state is SourceState.LIVE for source in status.sources)
-        )
-        sight.boot = status.boot_id
-        if not healthy:
-            sight.bad = now
+
+    def shown(self, controller: FakeController, sights: Sights) -> None:
+        """Bring up to date since when each node looks healthy to a controller."""
+        fleet, now = controller.engine.fleet, self._world.clock.monotonic()
+        for name, sight in sights.items():
+            view, node = fleet.reports.get(name), fleet.nodes.get(name)
+            boot = view.report.status.boot_id if view is not None else ""
+            healthy = (
+                view is not None
+                and node is not None
+                and node.ready
+                and view.report.status.node_uid == node.metadata.uid
+                and boot == node.status.node_info.boot_id == sight.boot
+                and not any(acts(fault) for fault in view.report.status.faults)
+                and all(source.state is SourceState.LIVE for source in view.report.status.sources)
+            )
+            sight.boot = boot
+            if not healthy:
+                sight.bad = now
 
     # What a controller decides.
 
-    def decided(self, controller: FakeController, name: str, action: Action, basis: Basis) -> None:
-        self.shown(controller)
+    def decided(
+        self, controller: FakeController, sights: Sights, name: str, action: Action, basis: Basis
+    ) -> None:
+        self.shown(controller, sights)
         engine = controller.engine
         node = engine.fleet.nodes.get(name)
         if not isinstance(action, Open | Run) or action.step is None:
@@ -422,16 +437,16 @@ class RemediationMonitor:
         assert spec.mode is not Mode.OBSERVE, "a session that only observes takes no step"
         session = action.name if isinstance(action, Open) else action.session.metadata.name
         if action.step is StepName.CORDON and node.owner_session != session:
-            self._may_fence(controller, name)
+            self._may_fence(controller, sights[name], name)
         if isinstance(action, Run) and action.then is Phase.RELEASED and node.owner_session == session:
             if not action.session.current.phase.closed:
-                self._may_release(controller, name)
+                self._may_release(sights[name])
 
-    def _may_fence(self, controller: FakeController, name: str) -> None:
+    def _may_fence(self, controller: FakeController, sight: Sight, name: str) -> None:
         engine, now = controller.engine, self._world.clock.monotonic()
         fleet, node = engine.fleet, engine.fleet.nodes[name]
         assert engine.view_age() <= 5
-        sight, status = self._sights[id(controller)][name], fleet.reports[name].report.status
+        status = fleet.reports[name].report.status
         assert sight.advanced is not None and now - sight.advanced <= FRESH_FOR, "stale evidence"
         assert status.node_uid == node.metadata.uid == sight.uid, "evidence of another node"
         assert status.boot_id == node.status.node_info.boot_id, "evidence of another boot"
@@ -444,8 +459,7 @@ class RemediationMonitor:
             used, limit = recount(fleet, engine.policy, where, virtual=False)
             assert used <= limit, f"the fenced budget of {where or 'the cluster'} is exceeded: {used} of {limit}"
 
-    def _may_release(self, controller: FakeController, name: str) -> None:
-        sight = self._sights[id(controller)][name]
+    def _may_release(self, sight: Sight) -> None:
         assert self._world.clock.monotonic() - sight.bad >= DWELL - 0.001, "released before the healthy dwell"
 
     # What changes.

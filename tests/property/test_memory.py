@@ -1,5 +1,6 @@
 """A restart at any moment changes nothing: the same lines, the same faults, the same counts."""
 
+import re
 from datetime import timedelta
 
 import msgspec
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.memory import Memory, recalled, remembered
+from exporter.report_wire import status_patch
 from exporter.reporting import report_status
 from exporter.sources.kernel_intake import Intake
 from exporter.sources.kmsg import Record
@@ -14,9 +16,11 @@ from exporter.state import NodeState
 from health import xids
 from health.kernel_line import RECOVERY_ACTIONS
 from runtime.clock import ManualClock
+from tests.crds import schema_of
 from tests.unit.agent_samples import ADDRESSES, BOOT, NOW, inventory
 
 CATALOGUE = xids.builtin()
+STATUS_SCHEMA = schema_of("AcceleratorReport")["properties"]["status"]
 UNKNOWN_ADDRESS = "0000:aa:00"
 shorts = st.sampled_from([address.removesuffix(".0") for address in ADDRESSES[:2]] + [UNKNOWN_ADDRESS])
 
@@ -80,13 +84,31 @@ def test_it_does_not_matter_when_the_devices_become_known(log, moment):
     assert late.xids == early.xids
 
 
+def violations(value, schema, path="status"):
+    """Where a value breaks the API server's schema (structural: an object, an array, or a scalar with bounds)."""
+    if isinstance(value, dict):
+        yield from (f"{path}.{name} is missing" for name in schema.get("required", []) if name not in value)
+        for name, inner in value.items():
+            yield from violations(inner, schema["properties"][name], f"{path}.{name}")
+    elif isinstance(value, list):
+        if len(value) > schema["maxItems"]:
+            yield f"{path} has {len(value)} items"
+        for inner in value:
+            yield from violations(inner, schema["items"], f"{path}[]")
+    elif isinstance(value, str):
+        if len(value) > schema.get("maxLength", len(value)) or value not in schema.get("enum", [value]):
+            yield f"{path}: {value!r}"
+        if not re.search(schema.get("pattern", ""), value, re.ASCII):
+            yield f"{path}: {value!r}"
+    elif value is not None and schema["type"] != {bool: "boolean", int: "integer"}[type(value)]:
+        yield f"{path}: {value!r}"
+
+
 @given(st.lists(lines, max_size=15))
-def test_every_report_is_within_what_the_api_server_takes(log):
+def test_every_report_is_within_what_the_api_server_takes_and_the_worst_fault_is_first(log):
     state = read(log, blank().with_inventory(inventory(0, 1), NOW))
     status = report_status(state, now=NOW, samples={}, node_uid="uid", agent_version="1")
-    assert len(status.faults) <= 256
-    for device in status.devices:
-        assert device.recovery_action == "" or device.recovery_action.isalnum()
+    written = msgspec.json.decode(status_patch(status, None))["status"]
+    assert list(violations(written, STATUS_SCHEMA)) == []
     severities = [fault.severity.rank for fault in status.faults]
     assert severities == sorted(severities, reverse=True)
-    assert all(fault.evidence is None or len(fault.evidence.excerpt) <= 512 for fault in status.faults)

@@ -131,6 +131,7 @@ class FakeController:
     allowance: int = 0
     """Mutations that pass the check of the lease although this controller does not lead."""
     leads: bool = False
+    on_seen: Callable[[Seen], None] = lambda seen: None
     session: FakeSession = field(init=False)
     cluster: Cluster = field(init=False)
     engine: Engine = field(init=False)
@@ -146,8 +147,12 @@ class FakeController:
             view_age=lambda: self.watches.age(self.clock.monotonic()),
             remember_tokens=self._remember_tokens,
         )
-        self.watches = ScriptedWatches(self.api, self.engine.inbox.put)
+        self.watches = ScriptedWatches(self.api, self._see)
         self.watches.list_all()
+
+    def _see(self, seen: Seen) -> None:
+        self.on_seen(seen)
+        self.engine.inbox.put(seen)
 
     def _may_write(self) -> bool:
         if self.leads:

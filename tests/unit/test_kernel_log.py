@@ -196,6 +196,23 @@ def test_a_log_that_is_not_there_yet_is_failed_and_then_live(tmp_path, follow):
     assert followed.states[-1] == (SourceState.LIVE, "")
 
 
+def test_a_file_that_fails_midway_is_read_again_and_no_line_taken_twice(file, follow):
+    failures = iter([OSError(errno.EIO, "Input/output error")])
+
+    def read(descriptor, size):
+        chunk = os.read(descriptor, size)
+        if not chunk and (failure := next(failures, None)):
+            raise failure
+        return chunk
+
+    append(file, bare(48) + bare(63))
+    followed = follow(file, read=read)
+    assert followed.await_state(SourceState.FAILED) == f"{file}: Input/output error"
+    append(file, bare(79))
+    followed.await_codes(48, 63, 79)
+    assert followed.log.counts["known"] == 2
+
+
 def test_a_directory_is_no_log(tmp_path, follow):
     message = follow(tmp_path).await_state(SourceState.FAILED)
     assert message == f"{tmp_path}: neither a device nor a file nor a FIFO"

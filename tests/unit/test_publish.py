@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from exporter import publish as publish_module
 from exporter.cadence import Write
 from exporter.publish import Publisher
 from exporter.reporting import report_status
@@ -63,7 +64,8 @@ def server(api):
 
 
 @pytest.fixture
-def publish(server):
+def publish(server, monkeypatch):
+    monkeypatch.setattr(publish_module, "FIRST_PAUSE", 0.02)
     running = []
 
     def start(**options):
@@ -300,10 +302,11 @@ def test_a_fatal_fault_does_not_wait_for_the_pause_of_an_earlier_failure(server,
     server.await_fault("DeviceLost", deadline=2)
 
 
-def test_a_fault_before_the_report_was_read_hurries_the_reading(server, publish):
+def test_a_fault_before_the_report_was_read_hurries_the_reading(server, publish, monkeypatch):
+    monkeypatch.setattr(publish_module, "FIRST_PAUSE", 10)
     server.always = refusal(503, "ServiceUnavailable")
     publishing = publish(offer=FATAL)
-    publishing.await_failures(3)
+    publishing.await_failures(1)
     server.always = None
     publishing.publisher.hurry()
     server.await_fault("DeviceLost", deadline=1)

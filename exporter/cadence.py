@@ -1,0 +1,93 @@
+"""When the report is written, and how much of it. Pure: the time is passed in.
+
+A new Fatal fault or a rise to Fatal is written at once, always. Other changes of meaning share a token bucket,
+so that a flapping source cannot burden the API server. Counts and last-seen times ride on renewals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from health.report import ReportStatus
+from health.vocabulary import Severity
+
+BURST = 3
+REFILL_SECONDS = 5.0
+
+
+class Write(StrEnum):
+    """The kinds of write: a new or worse Fatal fault, another change of meaning, a sign of life."""
+
+    FATAL = "fatal"
+    CHANGE = "change"
+    RENEWAL = "renewal"
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Tokens for changes of meaning; full at first. Times are monotonic seconds."""
+
+    tokens: float = BURST
+    at: float = float("-inf")
+
+    def ready_at(self, now: float) -> float:
+        """When there will be a token: now, or later."""
+        missing = 1.0 - self._filled(now)
+        return now if missing <= 0 else now + missing * REFILL_SECONDS
+
+    def taken(self, now: float) -> Bucket:
+        """The bucket with a token less."""
+        return replace(self, tokens=self._filled(now) - 1.0, at=now)
+
+    def _filled(self, now: float) -> float:
+        return min(float(BURST), self.tokens + max(0.0, now - self.at) / REFILL_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What to write, and from when on (monotonic seconds)."""
+
+    write: Write
+    at: float
+
+
+def due(
+    wanted: ReportStatus, written: ReportStatus | None, *, bucket: Bucket, renew_at: float, now: float
+) -> Due:
+    """The next write, from what the report should say and what it does; None where that is not known."""
+    if fatal(wanted) - (fatal(written) if written else frozenset()):
+        return Due(Write.FATAL, now)
+    if written is None:
+        return Due(Write.CHANGE, now)
+    change_at = bucket.ready_at(now)
+    if change_at < renew_at and meaning(wanted) != meaning(written):
+        return Due(Write.CHANGE, change_at)
+    return Due(Write.RENEWAL, max(now, renew_at))
+
+
+def fatal(status: ReportStatus) -> frozenset[tuple[str, str, bool]]:
+    """Identities of the Fatal faults, and whether each is a drill: one that becomes real is a new one."""
+    return frozenset(
+        (*fault.identity, fault.drill) for fault in status.faults if fault.severity is Severity.FATAL
+    )
+
+
+def meaning(status: ReportStatus) -> Hashable:
+    """What somebody acts on; not counts, times, evidence, or how a source words its trouble."""
+    return (
+        status.node_uid,
+        status.boot_id,
+        status.agent_version,
+        status.driver,
+        status.devices,
+        tuple(
+            (*fault.identity, fault.severity, fault.advice, fault.clears_on, fault.drill)
+            for fault in status.faults
+        ),
+        status.plugin,
+        tuple((source.name, source.state) for source in status.sources),
+        status.device_access,
+        status.drill,
+    )

@@ -1,0 +1,41 @@
+"""What the agent's threads tell the one that folds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.samples import Inventory, Sample
+from exporter.sources.kernel_intake import KernelMessage
+from health.report import ReportSpec, ReportStatus
+from health.vocabulary import SourceState
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSaid:
+    """A source's state, or the reason of it, has changed."""
+
+    name: str
+    state: SourceState
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """The kernel log has been read up to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """This node's report was read for the first time; None if there is none to take up."""
+
+    status: ReportStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The report was written, with this sequence number."""
+
+    sequence: int
+
+
+Event = KernelMessage | Inventory | Sample | SourceSaid | CaughtUp | Met | Written | ReportSpec

@@ -1,0 +1,116 @@
+"""The fold: events in, one state out, and how far the sources and the report have come. No I/O, no clock."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import datetime
+
+from exporter.events import CaughtUp, Event, Met, SourceSaid, Written
+from exporter.memory import Memory, recalled, remembered, with_own_report
+from exporter.orders import orders
+from exporter.samples import Inventory, Sample
+from exporter.sources.kernel_intake import KernelMessage
+from exporter.state import KERNEL_LOG, NVML, NodeState
+from health.report import ReportSpec
+from health.vocabulary import SourceState
+from health.xids import Catalogue
+
+SETTLING_SECONDS = 5.0
+"""How long the first report waits for the sources to say something. A Fatal fault does not wait."""
+
+_STARTING = "starting"
+
+log = logging.getLogger(__name__)
+
+
+class Fold:
+    """Used by one thread; `state` is immutable and may be read by any. `monotonic` is in seconds."""
+
+    def __init__(
+        self,
+        *,
+        boot_id: str,
+        catalogue: Catalogue,
+        memory: Memory | None,
+        drill: bool,
+        now: datetime,
+        monotonic: float,
+    ) -> None:
+        state = NodeState(boot_id=boot_id, catalogue=catalogue, drill=drill)
+        for source in (KERNEL_LOG, NVML):
+            state = state.with_source(source, SourceState.STALE, _STARTING)
+        self.state = recalled(memory, state, now) if memory else state
+        self.orders = orders(self.state.orders, wall=now, monotonic=monotonic)
+        self.sequence = memory.sequence if memory else 0
+        """The report's newest sequence number."""
+        self.written = False
+        """The report was written by this process."""
+        self.merged = False
+        """This node's own report is known, and what it says is in the state."""
+        self._own = memory.met if memory else False
+        self._drill = drill
+        self._started = monotonic
+        self._caught_up = False
+        self._met: Met | None = None
+
+    @property
+    def observed(self) -> bool:
+        """Whether every source has said what it has, or that it has nothing."""
+        nvml, kernel_log = self.state.sources[NVML], self.state.sources[KERNEL_LOG]
+        sampled = self.state.sample is not None or nvml.state not in (SourceState.LIVE, SourceState.STALE)
+        return sampled and (self._caught_up or kernel_log.state is SourceState.FAILED)
+
+    def settled(self, monotonic: float) -> bool:
+        """Whether the sources have begun to speak, or had the time to."""
+        spoken = all(source.message != _STARTING for source in self.state.sources.values())
+        return spoken or monotonic - self._started > SETTLING_SECONDS
+
+    def take(self, event: Event, *, now: datetime, monotonic: float) -> None:
+        """Take in one event."""
+        match event:
+            case KernelMessage():
+                self.state = self.state.with_message(event)
+            case Sample():
+                self.state = self.state.with_sample(event, now)
+            case Inventory():
+                self.state = self.state.with_inventory(event, now)
+            case SourceSaid():
+                self.state = self.state.with_source(event.name, event.state, event.message)
+            case CaughtUp():
+                self._caught_up = True
+            case Met():
+                self._met = event
+            case Written():
+                self.sequence = event.sequence
+                self.written = True
+            case ReportSpec():
+                self.state = replace(self.state, orders=event)
+                self.orders = orders(event, wall=now, monotonic=monotonic)
+
+    def settle(self, *, now: datetime, monotonic: float) -> None:
+        """Let time pass: end what has cleared, begin and end drills, take up the own report when it is time."""
+        drill = self._drill or self.orders.drilling(monotonic)
+        if drill != self.state.drill:
+            log.warning("drill: kernel lines of userspace are believed" if drill else "the drill is over")
+            self.state = replace(self.state, drill=drill)
+        self._take_up_report(now, monotonic)
+        self.state = self.state.at(now)
+
+    def memory(self, node_uid: str) -> Memory:
+        """What is to outlive this process."""
+        return remembered(self.state, node_uid=node_uid, sequence=self.sequence, met=self._own)
+
+    def _take_up_report(self, now: datetime, monotonic: float) -> None:
+        """Take up what this node's last report says, unless the state file has it already.
+
+        Not before the kernel log has been replayed: only then is it known which of the report's faults the log
+        raises by itself, so that none is counted twice.
+        """
+        if self.merged or self._met is None or not (self._caught_up or self.settled(monotonic)):
+            return
+        self.merged = True
+        if not self._own and self._met.status is not None:
+            self.state = with_own_report(self._met.status, self.state, now)
+            log.info("the last report was taken up", extra={"faults": len(self._met.status.faults)})
+        self._own = True

@@ -1,0 +1,301 @@
+"""The report's way into the cluster: the AcceleratorReport of this node, written on a thread of its own.
+
+Only the newest content is ever written. While the API server cannot be had, it is tried again with growing
+pauses, and what was overtaken meanwhile is never sent. The answer to each write brings the controller's `spec`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from exporter.cadence import Bucket, Write, due, fatal, meaning
+from exporter.report_wire import new_report, read_core, read_report, status_patch
+from health.report import AcceleratorReport, ReportSpec, ReportStatus
+from health.vocabulary import GROUP_VERSION
+from runtime.api_errors import ApiError, Conflict, Forbidden, Invalid, NotFound, TooManyRequests, Unauthorized
+from runtime.clock import Clock, SystemClock
+from runtime.kubernetes import Response
+
+REPORTS = f"/apis/{GROUP_VERSION}/acceleratorreports"
+
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 10.0
+LONGEST_FATAL_PAUSE = 1.0
+"""Seconds until a failed write is tried again; they double from the first to the longest."""
+
+_TIMEOUT = (2.0, 5.0)
+
+log = logging.getLogger(__name__)
+
+
+class ReportApi(Protocol):
+    """What is used of `runtime.kubernetes.Session`."""
+
+    def get(self, path: str, *, timeout: tuple[float, float] = ...) -> Response:
+        """Read an object."""
+
+    def post(self, path: str, body: bytes, *, timeout: tuple[float, float] = ...) -> Response:
+        """Create an object."""
+
+    def merge_patch(self, path: str, body: bytes, *, timeout: tuple[float, float] = ...) -> Response:
+        """Change an object (RFC 7386)."""
+
+
+class _StoppingError(Exception):
+    """Ends the thread."""
+
+
+class Publisher:
+    """Keeps the report in the cluster as it was last offered. Callbacks run on its thread.
+
+    `on_met` gets what this node's report says when it is first read, None if there is none, or one that cannot
+    be read or is of another node of the same name; nothing is written before. `on_spec` gets the controller's
+    part when it is first read and whenever it has changed. `on_written` gets each write's sequence number, its
+    kind, and the seconds from the change to the answer.
+    """
+
+    def __init__(
+        self,
+        api: ReportApi,
+        *,
+        node: str,
+        node_uid: str,
+        on_met: Callable[[ReportStatus | None], None],
+        on_spec: Callable[[ReportSpec], None],
+        on_written: Callable[[int, Write, float], None],
+        sequence: int = 0,
+        renew_interval: float = 30.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._api = api
+        self._node = node
+        self._node_uid = node_uid
+        self._on_met = on_met
+        self._on_spec = on_spec
+        self._on_written = on_written
+        self._sequence = sequence
+        self._renew_interval = renew_interval
+        self._clock = clock or SystemClock()
+        self._condition = threading.Condition()
+        self._stopping = False
+        self._wanted: ReportStatus | None = None
+        self._changed_at: float | None = None
+        self._written: ReportStatus | None = None
+        self._exists = False
+        self._spec: ReportSpec | None = None
+        self._bucket = Bucket()
+        self._renew_at = float("-inf")
+        self._failed_writes = 0
+        self._retry_at = float("-inf")
+        self._complaint = ""
+        self._hurried = False
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self.writes = Counter[str](dict.fromkeys(Write, 0))
+        """Successful writes by `Write`."""
+        self.failures = Counter[str]()
+        """Failed requests by the error's class."""
+        self.last_written: datetime | None = None
+
+    def start(self) -> None:
+        """Begin. Returns at once."""
+        self._thread.start()
+
+    def offer(self, status: ReportStatus) -> None:
+        """This is what the report is to say from now on. Returns at once."""
+        with self._condition:
+            before = self._wanted
+            self._wanted = status
+            if self._changed_at is None and (before is None or meaning(before) != meaning(status)):
+                self._changed_at = self._clock.monotonic()
+            if fatal(status) - (fatal(before) if before else frozenset()):
+                self._failed_writes = 0
+                self._retry_at = float("-inf")
+            self._condition.notify()
+
+    def hurry(self) -> None:
+        """A Fatal fault waits for the report to be read: try again at once, and soon after that."""
+        with self._condition:
+            if not self._hurried:
+                self._hurried = True
+                self._failed_writes = 0
+                self._retry_at = float("-inf")
+                self._condition.notify()
+
+    def stop(self, timeout: float = 1.0) -> bool:
+        """End the thread. False if a request or a callback holds it longer than `timeout` seconds."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._attempt(self._meet):
+                self._wait_for_retry()
+            while True:
+                self._attempt(partial(self._publish, *self._next()))
+        except _StoppingError:
+            return
+
+    def _attempt(self, act: Callable[[], None]) -> bool:
+        """Do this once; whether it worked. If not, the next attempt's time is settled."""
+        try:
+            act()
+        except ApiError as error:
+            self._failed(error)
+            return False
+        except Exception:
+            log.exception("publishing the report failed")
+            self._pause(None)
+            return False
+        with self._condition:
+            self._failed_writes = 0
+            self._retry_at = float("-inf")
+            self._hurried = False
+        if self._complaint:
+            self._complaint = ""
+            log.info("the report can be written again")
+        return True
+
+    def _meet(self) -> None:
+        """Read the own report: what it says, and where its sequence stands."""
+        try:
+            body = self._api.get(f"{REPORTS}/{self._node}", timeout=_TIMEOUT).body
+        except NotFound:
+            self._on_met(None)
+            return
+        self._exists = True
+        node_uid, sequence = read_core(body)
+        self._sequence = max(self._sequence, sequence)
+        report = read_report(body) or AcceleratorReport()
+        if self._node_uid and node_uid not in ("", self._node_uid):
+            log.warning(
+                "the report is of another node of this name: it is not taken up", extra={"uid": node_uid}
+            )
+            report = AcceleratorReport(spec=report.spec)
+        self._on_met(report.status if report.status != ReportStatus() else None)
+        self._take_spec(report.spec)
+
+    def _next(self) -> tuple[ReportStatus, Write]:
+        """Wait until something is to be written."""
+        with self._condition:
+            while not self._stopping:
+                if self._wanted is None:
+                    self._condition.wait()
+                    continue
+                now = self._clock.monotonic()
+                next_write = due(
+                    self._wanted, self._written, bucket=self._bucket, renew_at=self._renew_at, now=now
+                )
+                at = max(next_write.at, self._retry_at)
+                if at <= now:
+                    return self._wanted, next_write.write
+                self._condition.wait(at - now)
+        raise _StoppingError
+
+    def _wait_for_retry(self) -> None:
+        with self._condition:
+            while not self._stopping and (left := self._retry_at - self._clock.monotonic()) > 0:
+                self._condition.wait(left)
+            if self._stopping:
+                raise _StoppingError
+
+    def _publish(self, wanted: ReportStatus, write: Write) -> None:
+        if not self._exists:
+            self._create()
+        begun = self._clock.monotonic()
+        now = self._clock.wall()
+        status = msgspec.structs.replace(wanted, sequence=self._sequence + 1, renew_time=now)
+        body = status_patch(status, self._written)
+        try:
+            answer = self._api.merge_patch(f"{REPORTS}/{self._node}/status", body, timeout=_TIMEOUT)
+        except ApiError as error:
+            self._exists = not isinstance(error, NotFound)
+            if error.maybe_applied:
+                self._sequence += 1
+            if error.maybe_applied or not self._exists:
+                self._written = None
+            raise
+        self._sequence += 1
+        self._written = wanted
+        self.writes[write] += 1
+        self.last_written = now
+        self._settle(wanted, write, begun)
+        if report := read_report(answer.body):
+            self._take_spec(report.spec)
+
+    def _settle(self, wanted: ReportStatus, write: Write, begun: float) -> None:
+        now = self._clock.monotonic()
+        if write is Write.CHANGE:
+            self._bucket = self._bucket.taken(now)
+        # Agents that start together, or find the API server again together, shall not renew together for ever.
+        self._renew_at = now + self._renew_interval * random.uniform(0.9, 1)  # noqa: S311
+        with self._condition:
+            changed_at = self._changed_at
+            overtaken = self._wanted is not wanted and self._wanted is not None
+            differs = overtaken and meaning(self._wanted) != meaning(wanted)  # type: ignore[arg-type]
+            self._changed_at = begun if differs else None
+        self._on_written(self._sequence, write, now - (begun if changed_at is None else changed_at))
+
+    def _create(self) -> None:
+        try:
+            self._api.post(REPORTS, new_report(self._node, self._node_uid), timeout=_TIMEOUT)
+        except Conflict as error:
+            if not error.already_exists:
+                raise
+        self._exists = True
+        self._written = None
+
+    def _take_spec(self, spec: ReportSpec) -> None:
+        if spec != self._spec:
+            self._spec = spec
+            self._on_spec(spec)
+
+    def _failed(self, error: ApiError) -> None:
+        self.failures[type(error).__name__] += 1
+        self._pause(error)
+        complaint = _complaint(error)
+        if complaint != self._complaint:
+            self._complaint = complaint
+            log.warning(complaint, extra={"why": str(error)})
+
+    def _pause(self, error: ApiError | None) -> None:
+        """Settle when to try again: soon for a Fatal fault that nobody knows of yet."""
+        with self._condition:
+            self._failed_writes += 1
+            unknown = fatal(self._wanted) if self._wanted else frozenset()
+            if self._written:
+                unknown -= fatal(self._written)
+            longest = LONGEST_FATAL_PAUSE if unknown or self._hurried else LONGEST_PAUSE
+            pause = min(longest, FIRST_PAUSE * 2.0 ** min(self._failed_writes - 1, 10))
+            pause *= random.uniform(0.5, 1)  # noqa: S311
+            if isinstance(error, TooManyRequests) and error.retry_after:
+                pause = max(pause, min(LONGEST_PAUSE, error.retry_after))
+            self._retry_at = self._clock.monotonic() + pause
+
+
+def _complaint(error: ApiError) -> str:
+    if isinstance(error, NotFound):
+        if error.request.startswith("POST"):
+            return "the cluster has no AcceleratorReports: are the custom resource definitions installed?"
+        return "the report was deleted: it is created again"
+    if isinstance(error, Forbidden):
+        return "the API server forbids the report, by RBAC or an admission policy"
+    if isinstance(error, Unauthorized):
+        return "the API server does not accept our credentials"
+    if isinstance(error, Invalid):
+        return "the API server finds the report invalid: are its custom resource definitions of this version?"
+    if isinstance(error, Conflict):
+        return "the report is being changed by somebody else"
+    return "the API server cannot be had: the report is written later"
