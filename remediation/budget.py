@@ -1,14 +1,19 @@
-"""How many nodes may be fenced and disrupted, and how fast sessions may start. Pure.
+"""How many nodes may be fenced and disrupted, and how fast sessions may start.
 
 Two budgets, each for the node's pool and for the cluster: `fenced` bounds a storm, `disrupted` bounds what is
 being drained or repaired. Nodes in flight, NotReady and cordoned by people all count: what is lost to the
 workload is lost, whoever took it. Observe sessions are charged to a virtual budget of their own.
+
+A storm asks for the counts at every start, so they are kept and not made anew: only nodes that the fleet says
+were touched are looked at again.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from health.vocabulary import Mode, Phase
 from remediation.fleet import Fleet, Node
@@ -31,9 +36,9 @@ class Usage:
     used: int
 
     @property
-    def room(self) -> bool:
-        """Whether one more node may be taken."""
-        return self.used < self.limit
+    def exceeded(self) -> bool:
+        """Whether more nodes are taken than may be."""
+        return self.used > self.limit
 
     def __str__(self) -> str:
         where = f"pool {self.pool}" if self.pool else "the cluster"
@@ -42,64 +47,113 @@ class Usage:
 
 def fenced(fleet: Fleet, policy: Policy, pool: str, *, virtual: bool = False) -> Usage:
     """The storm bound: how many accelerator nodes are out of scheduling. Held nodes count."""
-    members = _members(fleet, policy, pool)
-    used = sum(1 for node in members if _is_fenced(fleet, node, virtual=virtual))
-    limit = policy.budgets.max_fenced.of(len(members), floor=policy.budgets.floor)
+    counts = _counts(fleet, policy, pool)
+    used = counts[_Fact.VIRTUALLY_FENCED if virtual else _Fact.FENCED]
+    limit = policy.budgets.max_fenced.of(counts[_Fact.MEMBER], floor=policy.budgets.floor)
     return Usage(pool=pool, kind="fenced", limit=limit, used=used)
 
 
 def disrupted(fleet: Fleet, policy: Policy, pool: str, *, virtual: bool = False) -> Usage:
     """What is being drained or repaired. Held and opted-out nodes leave both the count and the population."""
-    members = [node for node in _members(fleet, policy, pool) if not _set_aside(fleet, node)]
-    used = sum(1 for node in members if _is_disrupted(fleet, node, virtual=virtual))
-    limit = policy.budgets.max_disrupted.of(len(members), floor=policy.budgets.floor)
+    counts = _counts(fleet, policy, pool)
+    used = counts[_Fact.VIRTUALLY_DISRUPTED if virtual else _Fact.DISRUPTED]
+    limit = policy.budgets.max_disrupted.of(counts[_Fact.DISRUPTABLE], floor=policy.budgets.floor)
     return Usage(pool=pool, kind="disrupted", limit=limit, used=used)
 
 
 def without_room(
     count: Callable[..., Usage], fleet: Fleet, policy: Policy, node: Node, *, virtual: bool
 ) -> Usage | None:
-    """The budget that has no room for taking this node, if any. A node that counts already takes no more room."""
-    taken = _is_fenced if count is fenced else _is_disrupted
-    if taken(fleet, node, virtual=virtual):
-        return None
+    """The budget that taking this node would exceed, if any. A node that counts already is not counted twice."""
+    fact = _FENCED if count is fenced else _DISRUPTED
+    more = 0 if fact[virtual] in _facts(fleet, node) else 1
     for pool in (policy.pool_of(node.metadata.labels), CLUSTER):
         usage = count(fleet, policy, pool, virtual=virtual)
-        if not usage.room:
+        if usage.used + more > usage.limit:
             return usage
     return None
 
 
-def _members(fleet: Fleet, policy: Policy, pool: str) -> list[Node]:
-    nodes = (fleet.nodes[name] for name in fleet.reports if name in fleet.nodes)
-    if pool == CLUSTER:
-        return list(nodes)
-    return [node for node in nodes if policy.pool_of(node.metadata.labels) == pool]
+class _Fact(Enum):
+    """What a node may count for."""
+
+    MEMBER = auto()
+    FENCED = auto()
+    VIRTUALLY_FENCED = auto()
+    DISRUPTABLE = auto()
+    DISRUPTED = auto()
+    VIRTUALLY_DISRUPTED = auto()
 
 
-def _sessions(fleet: Fleet, node: Node, *, virtual: bool) -> list[AcceleratorRemediation]:
-    return [
-        session
-        for session in fleet.open_sessions(node.name)
-        if session.spec.node_uid == node.metadata.uid and (virtual or session.spec.mode is not Mode.OBSERVE)
+_FENCED = (_Fact.FENCED, _Fact.VIRTUALLY_FENCED)
+_DISRUPTED = (_Fact.DISRUPTED, _Fact.VIRTUALLY_DISRUPTED)
+
+
+@dataclass(slots=True)
+class _Census:
+    """The counts of each pool, and what each node was last counted for."""
+
+    policy: Policy
+    totals: dict[str, Counter[_Fact]] = field(default_factory=dict)
+    counted: dict[str, tuple[str, frozenset[_Fact]]] = field(default_factory=dict)
+
+    def count(self, fleet: Fleet, name: str) -> None:
+        """Count a node anew."""
+        pool, facts = self.counted.pop(name, ("", frozenset()))
+        for where in (pool, CLUSTER) if facts else ():
+            self.totals[where].subtract(facts)
+        node = fleet.nodes.get(name)
+        facts = _facts(fleet, node) if node is not None else frozenset()
+        if node is None or not facts:
+            return
+        pool = self.policy.pool_of(node.metadata.labels)
+        self.counted[name] = (pool, facts)
+        for where in (pool, CLUSTER):
+            self.totals.setdefault(where, Counter()).update(facts)
+
+
+def _counts(fleet: Fleet, policy: Policy, pool: str) -> Counter[_Fact]:
+    census = fleet.census
+    if not isinstance(census, _Census) or census.policy is not policy:
+        census = fleet.census = _Census(policy)
+        fleet.touched.update(fleet.nodes)
+    for name in fleet.touched:
+        census.count(fleet, name)
+    fleet.touched.clear()
+    return census.totals.get(pool, Counter())
+
+
+def _facts(fleet: Fleet, node: Node) -> frozenset[_Fact]:
+    """What a node counts for. An accelerator node is one that has a report, or a session of ours."""
+    sessions = [
+        session for session in fleet.open_sessions(node.name) if session.spec.node_uid == node.metadata.uid
     ]
+    if node.name not in fleet.reports and not sessions:
+        return frozenset()
+    real = [session for session in sessions if session.spec.mode is not Mode.OBSERVE]
+    starting = fleet.starting.get(node.name)
+    lost = node.spec.unschedulable or not node.ready
+    facts = {
+        _Fact.MEMBER: True,
+        _Fact.FENCED: lost or bool(real) or starting is False,
+        _Fact.VIRTUALLY_FENCED: lost or bool(sessions) or starting is not None,
+    }
+    if not _set_aside(fleet, node, sessions):
+        facts |= {
+            _Fact.DISRUPTABLE: True,
+            _Fact.DISRUPTED: not node.ready or _disrupting(real),
+            _Fact.VIRTUALLY_DISRUPTED: not node.ready or _disrupting(sessions),
+        }
+    return frozenset(fact for fact, holds in facts.items() if holds)
 
 
-def _is_fenced(fleet: Fleet, node: Node, *, virtual: bool) -> bool:
-    starting = node.name in fleet.starting and (virtual or not fleet.starting[node.name])
-    has_session = bool(_sessions(fleet, node, virtual=virtual))
-    return node.spec.unschedulable or not node.ready or starting or has_session
-
-
-def _is_disrupted(fleet: Fleet, node: Node, *, virtual: bool) -> bool:
-    if not node.ready:
-        return True
-    return any(session.current.phase in _DISRUPTING for session in _sessions(fleet, node, virtual=virtual))
-
-
-def _set_aside(fleet: Fleet, node: Node) -> bool:
-    held = any(session.current.phase is Phase.HELD for session in fleet.open_sessions(node.name))
+def _set_aside(fleet: Fleet, node: Node, sessions: list[AcceleratorRemediation]) -> bool:
+    held = any(session.current.phase is Phase.HELD for session in sessions)
     return held or fleet.switch(node.name) is NodeAction.OPT_OUT
+
+
+def _disrupting(sessions: list[AcceleratorRemediation]) -> bool:
+    return any(session.current.phase in _DISRUPTING for session in sessions)
 
 
 @dataclass(frozen=True, slots=True)

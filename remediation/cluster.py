@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import msgspec
@@ -13,12 +14,15 @@ from remediation.objects import (
     OPENING_ANNOTATION,
     AcceleratorControl,
     AcceleratorRemediation,
+    RemediationMetadata,
     RemediationSpec,
     RemediationStatus,
     StartTokens,
 )
 from runtime.api_errors import ApiError, NotFound
 from runtime.kubernetes import Session
+
+log = logging.getLogger(__name__)
 
 NODES = "/api/v1/nodes"
 REPORTS = f"/apis/{GROUP_VERSION}/acceleratorreports"
@@ -29,6 +33,10 @@ CONTROL_NAME = "default"
 
 class FencedError(ApiError):
     """This controller may not write any more: its lease is not proven. Nothing was sent."""
+
+
+class UnreadableError(ApiError):
+    """A session that this version cannot read (edited by hand, or of a newer version): nothing is known of it."""
 
 
 class Cluster:
@@ -48,18 +56,39 @@ class Cluster:
         return msgspec.json.decode(self._session.merge_patch(f"{NODES}/{name}", patch).body, type=Node)
 
     def sessions_of(self, node_uid: str) -> tuple[AcceleratorRemediation, ...]:
-        """A live list of the sessions of a node."""
-        return self._list({"labelSelector": f"{NODE_LABEL}={node_uid}"})
-
-    def _list(self, query: dict[str, str]) -> tuple[AcceleratorRemediation, ...]:
-        items: list[AcceleratorRemediation] = []
-        for page in self._session.list_pages(REMEDIATIONS, query=query):
-            items.extend(msgspec.json.decode(page.body, type=_SessionList).items)
-        return tuple(items)
+        """A live list of the sessions of a node. Raises UnreadableError where one of them cannot be read."""
+        found, unreadable = self._list({"labelSelector": f"{NODE_LABEL}={node_uid}"})
+        if unreadable:
+            raise UnreadableError(unreadable[0], reason="Unreadable")
+        return found
 
     def all_sessions(self) -> tuple[AcceleratorRemediation, ...]:
-        """A live list of all sessions."""
-        return self._list({})
+        """A live list of all sessions but those that cannot be read, which are said so and left alone."""
+        found, unreadable = self._list({})
+        for why in unreadable:
+            log.warning("a session is left alone", extra={"why": why})
+        return found
+
+    def _list(self, query: dict[str, str]) -> tuple[tuple[AcceleratorRemediation, ...], list[str]]:
+        """The sessions, and for each that cannot be read its name and why."""
+        found: list[AcceleratorRemediation] = []
+        unreadable: list[str] = []
+        for page in self._session.list_pages(REMEDIATIONS, query=query):
+            for item in msgspec.json.decode(page.body, type=_Items).items:
+                try:
+                    found.append(msgspec.json.decode(item, type=AcceleratorRemediation))
+                except msgspec.MsgspecError as error:
+                    name = msgspec.json.decode(item, type=_Named).metadata.name
+                    unreadable.append(f"{name} cannot be read: {error}")
+        return tuple(found), unreadable
+
+    def has_session(self, name: str) -> bool:
+        """A live look whether there is a session of this name."""
+        try:
+            self._session.get(f"{REMEDIATIONS}/{name}")
+        except NotFound:
+            return False
+        return True
 
     def control(self) -> AcceleratorControl:
         """A live read of the people's switches; the empty ones where nobody made the object."""
@@ -122,8 +151,12 @@ class Cluster:
             raise FencedError("the lease is not proven, so nothing is written", reason="Fenced")
 
 
-class _SessionList(msgspec.Struct, frozen=True):
-    items: tuple[AcceleratorRemediation, ...] = ()
+class _Items(msgspec.Struct, frozen=True):
+    items: tuple[msgspec.Raw, ...] = ()
+
+
+class _Named(msgspec.Struct, frozen=True):
+    metadata: RemediationMetadata
 
 
 def _whole(status: RemediationStatus) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -25,13 +25,16 @@ class ControllerConfiguration(msgspec.Struct, frozen=True, rename="camel", forbi
     """Where /metrics, /healthz and /readyz are served."""
 
     log_format: Literal["json", "text"] = "json"
+    """JSON lines for machines, or text for people; on standard error."""
 
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least severe messages that are written."""
 
     lease_namespace: str = "sickbay-system"
     """Namespace of the Lease by which one of several controllers leads."""
 
     lease_name: str = "sickbay-controller"
+    """The Lease's name."""
 
     identity: str = ""
     """The name in the Lease; by default host name and a random suffix."""
@@ -45,5 +48,5 @@ class ControllerConfiguration(msgspec.Struct, frozen=True, rename="camel", forbi
     retry_period: Duration = Duration.parse("2s")
     """How often the Lease is renewed or tried."""
 
-    workers: int = 8
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
     """Steps that are carried out at the same time, of different nodes."""

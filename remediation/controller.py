@@ -19,7 +19,7 @@ from remediation.engine import Engine, Led, NewPolicy, Resource, Seen
 from remediation.executor import Executor
 from remediation.fleet import Node
 from remediation.lease import KubernetesLeaseApi, LeaseElector
-from remediation.metrics import ControllerMetrics, snapshot
+from remediation.metrics import ControllerMetrics, registry, snapshot
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, StartTokens
 from remediation.policy import Policy, load_policy
 from remediation.reflector import Event, Kind, Reflector
@@ -28,7 +28,7 @@ from runtime.api_errors import ApiError
 from runtime.clock import SystemClock
 from runtime.config_error import ConfigError
 from runtime.endpoint import Endpoint
-from runtime.exposition import Exposition, Registry
+from runtime.exposition import Exposition
 from runtime.kubernetes import Session, session_from
 
 log = logging.getLogger(__name__)
@@ -207,11 +207,7 @@ class Controller:
             log.warning("cannot remember the start tokens", extra={"error": str(error)})
 
     def _endpoint(self) -> Endpoint:
-        registry = Registry()
-        registry.register(self._metrics, name="controller")
-        for metric in (self._metrics.actions, self._metrics.stages, self._metrics.policy_loads):
-            registry.register(metric)
-        exposition = Exposition(registry, generation=lambda: None, clock=self._clock)
+        exposition = Exposition(registry(self._metrics), generation=lambda: None, clock=self._clock)
         listen = self._config.listen
         return Endpoint(
             listen.host, listen.port, metrics=exposition, healthz=self._healthz, readyz=self._readyz

@@ -11,43 +11,57 @@ from msgspec.structs import replace
 from health.report import AcceleratorReport, Fault
 from health.vocabulary import Mode, Phase
 from remediation import budget, journal
-from remediation.advance import advance, close
+from remediation.advance import advance, close, run
 from remediation.fleet import Node
 from remediation.objects import AcceleratorRemediation, RemediationSpec, RemediationStatus, session_name
-from remediation.policy import Rule, StepName, plan_for
-from remediation.situation import RECHECK, Decision, Open, Situation, observed, obstacle
+from remediation.policy import Rule, StepName, advice_rank, plan_for
+from remediation.situation import MODES, RECHECK, Decision, Open, Situation, observed, obstacle
 
 
 def decide(at: Situation) -> Decision:
     """The next step for one node."""
-    sessions = sorted(at.fleet.open_sessions(at.name), key=_seniority)
+    sessions = sorted(at.fleet.open_sessions(at.name), key=lambda session: _seniority(at, session))
     if not sessions:
         return _consider(at)
-    if len(sessions) > 1:
-        extra = sessions[-1]
-        sentence = f"{extra.metadata.name} gives way to {sessions[0].metadata.name}: one open session a node"
+    senior, *others = sessions
+    if others:
+        extra = others[-1]
+        if at.node is None or extra.spec.node_uid != at.node.metadata.uid:
+            return advance(at, extra)
+        sentence = f"{extra.metadata.name} gives way to {senior.metadata.name}: one open session a node"
         return close(at, extra, extra.current, (Phase.CANCELLED, "Superseded"), sentence)
-    session = sessions[0]
-    if session.spec.mode is Mode.OBSERVE and (fault := _wants_more(at, session)):
-        sentence = f"{session.metadata.name}: only observes, and {fault.kind} may be acted on: it gives way"
-        return close(at, session, session.current, (Phase.CANCELLED, "Superseded"), sentence)
-    return advance(at, session)
+    if fault := _wants_more(at, senior):
+        sentence = (
+            f"{senior.metadata.name}: is in mode {senior.spec.mode}, and more may be done "
+            f"about {fault.kind}: it gives way"
+        )
+        return close(at, senior, senior.current, (Phase.CANCELLED, "Superseded"), sentence)
+    return advance(at, senior)
 
 
 def _wants_more(at: Situation, session: AcceleratorRemediation) -> Fault | None:
-    """A fault that came after an Observe session was opened and whose rule may do more than observe."""
-    report = at.fresh_report
-    if report is None:
+    """A fault that is new to a session which has not fenced, or graver now, and about which its rule may do more.
+
+    What the session has known all along does not count: a policy that is loosened touches new sessions only.
+    """
+    node, report, status = at.node, at.fresh_report, session.current
+    if node is None or report is None or node.metadata.uid != session.spec.node_uid:
         return None
-    known = {incident.identity for incident in session.current.incidents}
-    return next(
-        (
-            fault
-            for fault, rule in at.acting_faults(report)
-            if rule.mode is not Mode.OBSERVE and fault.identity not in known
-        ),
-        None,
-    )
+    if status.fenced_time is not None or node.owner_session == session.metadata.name:
+        return None
+    if session.spec.hold is not None or obstacle(at, node, report):
+        return None
+    known = {incident.identity: incident for incident in status.incidents}
+    for fault, rule in at.acting_faults(report):
+        incident = known.get(fault.identity)
+        rises = (
+            incident is None
+            or fault.severity.rank > incident.severity.rank
+            or advice_rank(fault.advice) > advice_rank(incident.advice)
+        )
+        if rises and MODES.index(rule.mode) > MODES.index(session.spec.mode):
+            return fault
+    return None
 
 
 def _consider(at: Situation) -> Decision:
@@ -55,10 +69,14 @@ def _consider(at: Situation) -> Decision:
     node, report = at.node, at.fresh_report
     if node is None:
         return Decision(f"{at.name}: there is no such node")
+    if node.owner_session and (decision := _orphan(at, node)):
+        return decision
     if report is None:
-        return Decision(f"{at.name}: no fresh report, so nothing is known and nothing is done")
+        return Decision(f"{at.name}: no fresh report of this boot, so nothing is known and nothing is done")
     candidates = [
-        (fault, rule) for fault, rule in at.acting_faults(report) if not _dealt_with(at, node, fault)
+        (fault, rule)
+        for fault, rule in at.acting_faults(report)
+        if not _dealt_with(at, node, report, fault, rule)
     ]
     if not candidates:
         return Decision(f"{at.name}: nothing to do")
@@ -70,16 +88,59 @@ def _consider(at: Situation) -> Decision:
     usage = budget.without_room(budget.fenced, at.fleet, at.policy, node, virtual=virtual)
     if usage is not None:
         return Decision(f"{what}, but the budget is used up: {usage}", again=RECHECK)
+    return _at_the_rate(at, what, virtual=virtual) or _open(at, node, report, fault, rule)
+
+
+def _at_the_rate(at: Situation, what: str, *, virtual: bool) -> Decision | None:
+    """Why it is too early for another start, if it is."""
     rate = at.policy.budgets.start_rate
     bucket = at.virtual_bucket if virtual else at.bucket
-    if not bucket.available:
-        wait = bucket.wait(per_minute=rate.per_minute)
-        return Decision(f"{what}, but sessions start at most {rate.per_minute} a minute", again=wait)
-    return _open(at, node, report, fault, rule)
+    if bucket.available:
+        return None
+    wait = bucket.wait(per_minute=rate.per_minute)
+    return Decision(f"{what}, but sessions start at most {rate.per_minute} a minute", again=wait)
+
+
+def _orphan(at: Situation, node: Node) -> Decision | None:
+    """A cordon of ours without an open session: the session was deleted, or a former leader's request came late.
+
+    A closed session takes its cordon back. A deleted one is made again under its name, which is the record.
+    """
+    name = node.owner_session
+    session = at.fleet.sessions.get(name)
+    if session is not None and session.spec.node_uid != node.metadata.uid:
+        return None
+    if at.fleet.switch(at.name) is not None:
+        return Decision(f"{at.name}: the cordon of {name} stays, for a person keeps us off the node")
+    if session is not None:
+        status = session.current
+        then = (status.phase, status.reason or "Closed")
+        sentence = f"{name}: has ended, so its cordon is taken back"
+        return run(at, session, status, StepName.UNCORDON, then=then, sentence=sentence)
+    sentence = f"{at.name}: the session {name} of its cordon is gone, so it is made again"
+    if early := _at_the_rate(at, sentence, virtual=False):
+        return early
+    spec = RemediationSpec(
+        node_name=at.name,
+        node_uid=node.metadata.uid,
+        boot_id=node.status.node_info.boot_id,
+        mode=Mode.AUTO,
+        policy=at.policy.reference,
+    )
+    status = journal.moved(
+        RemediationStatus(leader_epoch=at.epoch),
+        Phase.PENDING,
+        reason="MadeAgain",
+        message="the session of this cordon was deleted",
+        now=at.now.wall,
+    )
+    return Decision(sentence, Open(name, spec, status, None))
 
 
 def _open(at: Situation, node: Node, report: AcceleratorReport, fault: Fault, rule: Rule) -> Decision:
-    name = session_name(at.name, node.metadata.uid, fault.kind, fault.device_uuid, fault.first_seen)
+    name = _name(at, node, fault)
+    if name in at.fleet.sessions:
+        name = _name(at, node, fault, succeeding=rule.mode)
     spec = RemediationSpec(
         node_name=at.name,
         node_uid=node.metadata.uid,
@@ -107,16 +168,46 @@ def _open(at: Situation, node: Node, report: AcceleratorReport, fault: Fault, ru
     return Decision(f"{at.name}: {because}; cordons", Open(name, spec, status, StepName.CORDON))
 
 
-def _dealt_with(at: Situation, node: Node, fault: Fault) -> bool:
-    """Whether a closed session was about this very onset of the fault: what a person ended is not begun again."""
+def _name(at: Situation, node: Node, fault: Fault, *, succeeding: Mode | None = None) -> str:
+    return session_name(
+        at.name, node.metadata.uid, fault.kind, fault.device_uuid, fault.first_seen, succeeding=succeeding
+    )
+
+
+def _dealt_with(at: Situation, node: Node, report: AcceleratorReport, fault: Fault, rule: Rule) -> bool:
+    """Whether a closed session was about this very onset of the fault: what a person ended is not begun again.
+
+    A session that gave way because more may be done has not dealt with what more may be done about.
+    """
     return any(
         session.spec.node_uid == node.metadata.uid
-        and session.current.closed_time is not None
-        and fault.first_seen <= session.current.closed_time
-        and any(incident.identity == fault.identity for incident in session.current.incidents)
+        and (session.metadata.name == _name(at, node, fault) or _was_about(session, report, fault))
+        and not (
+            session.current.reason == "Superseded" and MODES.index(rule.mode) > MODES.index(session.spec.mode)
+        )
         for session in at.fleet.closed_sessions(at.name)
     )
 
 
-def _seniority(session: AcceleratorRemediation) -> tuple[bool, int, str]:
-    return (session.spec.mode is Mode.OBSERVE, 0 if session.current.fenced_time else 1, session.metadata.name)
+def _was_about(session: AcceleratorRemediation, report: AcceleratorReport, fault: Fault) -> bool:
+    """Times of one boot of one node are compared, never a node's time with ours."""
+    return any(
+        incident.identity == fault.identity
+        and (
+            incident.first_seen == fault.first_seen
+            or (incident.boot_id == report.status.boot_id and fault.first_seen <= incident.last_seen)
+        )
+        for incident in session.current.incidents
+    )
+
+
+def _seniority(at: Situation, session: AcceleratorRemediation) -> tuple[bool, bool, bool, bool, str]:
+    """Which of several sessions stays: one of this very node, that owns its cordon, that acts, that has fenced."""
+    node = at.node
+    return (
+        node is None or session.spec.node_uid != node.metadata.uid,
+        node is None or node.owner_session != session.metadata.name,
+        session.spec.mode is Mode.OBSERVE,
+        session.current.fenced_time is None,
+        session.metadata.name,
+    )

@@ -14,7 +14,6 @@ import random
 from collections.abc import Callable
 from concurrent.futures import Executor as Workers
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import Enum, auto
 
 from health.report import AcceleratorReport
@@ -25,7 +24,8 @@ from remediation.fleet import Fleet, Node
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, StartTokens
 from remediation.policy import Policy
 from remediation.reflector import Kind
-from remediation.situation import Action, Decision, Now, Open, Situation
+from remediation.situation import RECHECK, Action, Decision, Now, Open, Situation
+from remediation.starts import StartLimit
 from runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ VIEW_LIMIT = 5.0
 """Seconds: a view of the cluster that is older starts nothing."""
 
 _RETRY = (0.2, 30.0)
+_BATCH = 500
 
 
 class Resource(Enum):
@@ -81,9 +82,16 @@ class Seen:
 Message = Seen | Done | Led | NewPolicy
 
 
+def _ignore(done: Done) -> None:
+    """Nobody counts."""
+
+
 @dataclass(slots=True)
 class Engine:
-    """The state of the loop. `view_age` says how old, in seconds, the oldest of the watches' views is."""
+    """The state of the loop. `view_age` says how old, in seconds, the oldest of the watches' views is.
+
+    `on_done` is told of every action that was carried out, in the loop's thread.
+    """
 
     clock: Clock
     policy: Policy
@@ -91,7 +99,7 @@ class Engine:
     workers: Workers
     view_age: Callable[[], float]
     remember_tokens: Callable[[StartTokens], None]
-    on_done: Callable[[Done], None]
+    on_done: Callable[[Done], None] = _ignore
     fleet: Fleet = field(default_factory=Fleet)
     inbox: queue.SimpleQueue[Message] = field(default_factory=queue.SimpleQueue)
     epoch: int = 0
@@ -101,21 +109,33 @@ class Engine:
     _due: dict[str, float] = field(default_factory=dict)
     _waiting: set[str] = field(default_factory=set)
     _failures: dict[str, int] = field(default_factory=dict)
-    _real: StartBucket | None = None
-    _virtual: StartBucket | None = None
+    _paused: dict[str, float] = field(default_factory=dict)
+    _starts: StartLimit = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._starts = StartLimit(self.clock, self.remember_tokens)
 
     def run_once(self, *, patience: float) -> None:
-        """Take in one message, or wait at most `patience` seconds for it, then decide what it touches."""
-        now = self.clock.monotonic()
-        due = max(0.0, self._again[0][0] - now) if self._again else patience
-        try:
-            dirty = self._take_in(self.inbox.get(timeout=min(due, patience)))
-        except queue.Empty:
-            dirty = set()
-        dirty |= self._fallen_due()
+        """Take in what there is, or wait at most `patience` seconds for it, then decide what it touches.
+
+        What has come is taken in before anything is decided: a fault that is over by the next message is over.
+        """
+        dirty = self._taken_in(patience) | self._fallen_due()
         if self.epoch:
             for name in sorted(dirty - self._in_flight):
-                self._decide(name)
+                if self.clock.monotonic() >= self._paused.get(name, -math.inf):
+                    self._decide(name)
+
+    def _taken_in(self, patience: float) -> set[str]:
+        due = self._again[0][0] - self.clock.monotonic() if self._again else patience
+        wait = max(0.0, min(due, patience))
+        dirty: set[str] = set()
+        try:
+            for taken in range(_BATCH):
+                dirty |= self._take_in(self.inbox.get(timeout=0 if taken else wait))
+        except queue.Empty:
+            pass
+        return dirty
 
     def _look_again_in(self, name: str, seconds: float) -> None:
         """Look at a node again by then at the latest; only the earliest of several such wishes counts."""
@@ -140,8 +160,7 @@ class Engine:
             case Done():
                 return self._done(message)
             case Led(epoch):
-                self.epoch = epoch
-                return set(self.fleet.nodes) | {session.spec.node_name for session in self.fleet.all_open()}
+                return self._led(epoch)
             case NewPolicy(policy):
                 self.policy = policy
                 return set(self.fleet.nodes)
@@ -151,6 +170,14 @@ class Engine:
                 return self._vanished(resource, key)
             case Seen(found=found, key=key):
                 return self._appeared(key, found)
+
+    def _led(self, epoch: int) -> set[str]:
+        """A term begins with what the last leader left behind, not with what was remembered from an earlier one."""
+        self.epoch = epoch
+        self._starts.restore(self.fleet, self.policy.budgets.start_rate)
+        self._failures.clear()
+        self._paused.clear()
+        return set(self.fleet.nodes) | {session.spec.node_name for session in self.fleet.all_open()}
 
     def _appeared(self, key: str, found: object) -> set[str]:
         match found:
@@ -162,8 +189,7 @@ class Engine:
             case AcceleratorRemediation():
                 return self._session(found)
             case AcceleratorControl():
-                self.fleet.control = found
-                return set(self.fleet.nodes)
+                return set(self.fleet.nodes) if self.fleet.put_control(found) else set()
         return set()
 
     def _vanished(self, resource: Resource, key: str) -> set[str]:
@@ -175,63 +201,84 @@ class Engine:
                 self.fleet.drop_node(key)
                 return {key}
             case Resource.SESSION:
-                gone = self.fleet.drop_session(key)
-                return self._waiting | ({gone.spec.node_name} if gone else set())
+                return self._gone(key)
             case Resource.CONTROL:
-                self.fleet.control = AcceleratorControl()
-                return set(self.fleet.nodes)
+                return set(self.fleet.nodes) if self.fleet.put_control(AcceleratorControl()) else set()
 
     def _session(self, session: AcceleratorRemediation) -> set[str]:
-        self.fleet.put_session(session)
-        freed = self._waiting if session.current.phase.closed else set()
+        """Take in a session; where it has just closed, those that wait for room are looked at too."""
+        freed = self._waiting if self.fleet.put_session(session) else set()
         return {session.spec.node_name} | freed
 
+    def _gone(self, name: str) -> set[str]:
+        gone = self.fleet.drop_session(name)
+        return self._waiting | {gone.spec.node_name} if gone is not None else set()
+
     def _done(self, done: Done) -> set[str]:
-        self._in_flight.discard(done.node_name)
-        self.on_done(done)
-        report = done.report
+        name, report = done.node_name, done.report
+        self._in_flight.discard(name)
+        dirty = {name}
         if report.node is not None:
-            self.fleet.put_node(report.node)
-        if report.control is not None:
-            self.fleet.control = report.control
-        dirty = {done.node_name}
+            self.fleet.refresh_node(report.node)
+        if report.control is not None and self.fleet.put_control(report.control):
+            dirty |= set(self.fleet.nodes)
         for session in report.sessions:
             dirty |= self._session(session)
+        for session_name in report.gone:
+            dirty |= self._gone(session_name)
         if isinstance(done.action, Open):
-            self.fleet.starting.pop(done.node_name, None)
+            self.fleet.end(name)
             self._settle(done.action, started=report.started)
-        if report.error:
-            return self._failed(done.node_name, report.error)
-        self._failures.pop(done.node_name, None)
+        self.on_done(done)
+        if report.failed:
+            self._failed(name, report.failed)
+        else:
+            self._failures.pop(name, None)
         return dirty
 
-    def _failed(self, name: str, error: str) -> set[str]:
-        """Look again after a growing, jittered pause; the first time at once, for most failures are races."""
-        failures = self._failures.get(name, 0)
-        self._failures[name] = failures + 1
-        log.info(
-            "an action did not go through", extra={"node": name, "error": error, "failures": failures + 1}
-        )
-        if failures == 0:
-            return {name}
+    def _settle(self, opened: Open, *, started: bool) -> None:
+        """Remember the bucket that a start was taken from, or put the token back where surely nothing started."""
+        rate = self.policy.budgets.start_rate
+        if not started:
+            self._starts.refund(rate, virtual=opened.virtual)
+        elif not opened.virtual:
+            self._starts.note(rate)
+            self.workers.submit(self._starts.remember)
+
+    def _failed(self, name: str, why: str) -> None:
+        """Look again after a growing, jittered pause; the first time at once, for most failures are races.
+
+        Until then nothing else is a reason to look: what the failed attempt itself wrote comes back by the watch.
+        """
+        failures = self._failures[name] = self._failures.get(name, 0) + 1
+        log.info("an action did not go through", extra={"node": name, "error": why, "failures": failures})
+        if failures == 1:
+            return
         first, most = _RETRY
-        pause = min(most, first * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        pause = min(most, first * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._paused[name] = self.clock.monotonic() + pause
         self._look_again_in(name, pause)
-        return set()
 
     def _decide(self, name: str) -> None:
         now = Now(wall=self.clock.wall(), monotonic=self.clock.monotonic())
-        decision = decide(
-            Situation(
-                name=name,
-                fleet=self.fleet,
-                policy=self.policy,
-                bucket=self.bucket(virtual=False),
-                virtual_bucket=self.bucket(virtual=True),
-                now=now,
-                epoch=self.epoch,
+        self._paused.pop(name, None)
+        try:
+            decision = decide(
+                Situation(
+                    name=name,
+                    fleet=self.fleet,
+                    policy=self.policy,
+                    bucket=self.bucket(virtual=False),
+                    virtual_bucket=self.bucket(virtual=True),
+                    now=now,
+                    epoch=self.epoch,
+                )
             )
-        )
+        except Exception:
+            # One node's objects, whatever is in them, never stop the others.
+            log.exception("no decision can be made about a node", extra={"node": name})
+            self._look_again_in(name, RECHECK)
+            return
         self._say(name, decision)
         if decision.again is not None:
             self._waiting.add(name)
@@ -244,16 +291,14 @@ class Engine:
     def _start(self, name: str, action: Action) -> None:
         age = self.view_age()
         if age > VIEW_LIMIT:
-            log.warning(
-                "the view of the cluster is too old to act on", extra={"node": name, "age_seconds": age}
-            )
+            self._say(name, Decision(f"{name}: the view of the cluster is too old to act on", again=1.0))
             self._look_again_in(name, 1.0)
             return
         self._in_flight.add(name)
         if isinstance(action, Open):
-            self.fleet.starting[name] = action.virtual
-            self._charge(virtual=action.virtual)
-        basis = Basis.of(self.fleet, name)
+            self.fleet.begin(name, virtual=action.virtual)
+            self._starts.charge(self.policy.budgets.start_rate, virtual=action.virtual)
+        basis = Basis.of(self.fleet, name, epoch=self.epoch)
         self.workers.submit(self._carry_out, name, action, basis)
 
     def _carry_out(self, name: str, action: Action, basis: Basis) -> None:
@@ -261,54 +306,20 @@ class Engine:
             report = self.executor.carry_out(action, basis)
         except Exception as error:
             log.exception("an action failed in a way nobody foresaw", extra={"node": name})
-            report = Report(error=repr(error))
+            report = Report(error=repr(error), started=True)
         self.inbox.put(Done(name, action, report))
 
     def _say(self, name: str, decision: Decision) -> None:
+        """Log a decision that is news. What is said of nodes that are gone is not kept."""
         if self.sentences.get(name) == decision.sentence:
             return
-        self.sentences[name] = decision.sentence
+        if name in self.fleet.nodes:
+            self.sentences[name] = decision.sentence
+        else:
+            self.sentences.pop(name, None)
         level = logging.INFO if decision.action is not None or decision.again is not None else logging.DEBUG
         log.log(level, decision.sentence, extra={"node": name})
 
     def bucket(self, *, virtual: bool) -> StartBucket:
         """The start-rate bucket as of now: the real one, or the one that Observe sessions are charged to."""
-        now = self.clock.monotonic()
-        rate = self.policy.budgets.start_rate
-        if self._real is None:
-            self._real = self._restored(now)
-        if self._virtual is None:
-            self._virtual = StartBucket(tokens=float(rate.burst), refreshed=now)
-        bucket = self._virtual if virtual else self._real
-        return bucket.at(now, per_minute=rate.per_minute, burst=rate.burst)
-
-    def _restored(self, now: float) -> StartBucket:
-        """The bucket as the last leader left it, its age told by the wall clock and never negative."""
-        known = self.fleet.control.status.start_tokens
-        if known is None:
-            return StartBucket(tokens=float(self.policy.budgets.start_rate.burst), refreshed=now)
-        age = max(timedelta(0), self.clock.wall() - known.refreshed_time)
-        return StartBucket(tokens=known.tokens, refreshed=now - age.total_seconds())
-
-    def _charge(self, *, virtual: bool) -> None:
-        """Take a token before the session exists, so that two starts at once cannot share one."""
-        taken = self.bucket(virtual=virtual).taken()
-        if virtual:
-            self._virtual = taken
-            return
-        self._real = taken
-
-    def _settle(self, opened: Open, *, started: bool) -> None:
-        """Remember the bucket that a start was taken from, or put the token back where surely nothing started."""
-        virtual = opened.virtual
-        bucket = self.bucket(virtual=virtual)
-        if started:
-            if not virtual:
-                tokens = StartTokens(tokens=bucket.tokens, refreshed_time=self.clock.wall())
-                self.workers.submit(self.remember_tokens, tokens)
-            return
-        returned = StartBucket(tokens=bucket.tokens + 1, refreshed=bucket.refreshed)
-        if virtual:
-            self._virtual = returned
-        else:
-            self._real = returned
+        return self._starts.bucket(self.policy.budgets.start_rate, virtual=virtual)

@@ -11,14 +11,14 @@ from msgspec.structs import replace
 
 from health.vocabulary import Phase
 from remediation import journal
-from remediation.cluster import Cluster
+from remediation.cluster import Cluster, FencedError
 from remediation.fleet import Fleet, Node
-from remediation.objects import AcceleratorControl, AcceleratorRemediation
+from remediation.objects import AcceleratorControl, AcceleratorRemediation, ControlSpec
 from remediation.policy import StepName
 from remediation.situation import Action, Open, Run, Write
 from remediation.steps.cordon import cordon, uncordon
-from remediation.steps.outcome import Outcome
-from runtime.api_errors import ApiError, Conflict
+from remediation.steps.outcome import Outcome, Result
+from runtime.api_errors import ApiError, Conflict, NotFound
 from runtime.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -26,18 +26,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """The exact objects that a decision rests on: if a live look differs, it is void.
+    """What a decision rests on: if a live look differs, or another term has begun, it is void.
 
-    Sessions count by resource version, the people's switches by generation, which grows with their spec alone:
-    their status is what this controller itself remembers there.
+    Sessions are compared by resourceVersion, the people's switches by what they say: their object changes with
+    every start, for it also remembers the start tokens.
     """
 
     node: Node | None
     sessions: frozenset[tuple[str, str]]
-    control: int
+    switches: ControlSpec
+    epoch: int
 
     @classmethod
-    def of(cls, fleet: Fleet, node_name: str) -> Basis:
+    def of(cls, fleet: Fleet, node_name: str, *, epoch: int) -> Basis:
         """What the cache holds now."""
         return cls(
             node=fleet.nodes.get(node_name),
@@ -45,7 +46,8 @@ class Basis:
                 (session.metadata.name, session.metadata.resource_version)
                 for session in fleet.open_sessions(node_name)
             ),
-            control=fleet.control.metadata.generation,
+            switches=fleet.control.spec,
+            epoch=epoch,
         )
 
 
@@ -53,19 +55,31 @@ class Basis:
 class Report:
     """What carrying out came to: objects as the API server answered them, and the error, if any.
 
-    `started` says whether the session was created, or may have been although no answer came.
+    `started` says whether the session was created, or may have been although no answer came; `gone` names
+    sessions that do not exist any more.
     """
 
     sessions: list[AcceleratorRemediation] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
     node: Node | None = None
     control: AcceleratorControl | None = None
     outcome: Outcome | None = None
     started: bool = False
     error: str = ""
 
+    @property
+    def failed(self) -> str:
+        """Why it did not go through, if it did not: an error, or a step that has to be looked at again."""
+        if self.error or self.outcome is None or self.outcome.succeeded:
+            return self.error
+        return self.outcome.message
+
 
 class Executor:
-    """One per controller; `carry_out` is called from several threads, one action of a node at a time."""
+    """One per controller; `carry_out` is called from several threads, one action of a node at a time.
+
+    `epoch` says which term this controller is in now; an action of an earlier one is not carried on with.
+    """
 
     def __init__(self, cluster: Cluster, clock: Clock, *, epoch: Callable[[], int]) -> None:
         self._cluster = cluster
@@ -76,6 +90,7 @@ class Executor:
         """Do it. API errors end it and are told in the report: what was written stands, the rest is decided anew."""
         report = Report()
         try:
+            self._check_term(basis)
             match action:
                 case Write(session, status):
                     report.sessions.append(self._cluster.write_status(session, status))
@@ -86,7 +101,14 @@ class Executor:
         except Conflict as conflict:
             self._look_again(action, report)
             report.error = str(conflict)
+        except NotFound as error:
+            # Nodes that are not found are a step's outcome: what is gone is the session that was to be written.
+            if not isinstance(action, Open):
+                report.gone.append(action.session.metadata.name)
+            report.error = str(error)
         except ApiError as error:
+            if report.started and report.outcome is None:
+                self._look_again(action, report)
             report.error = str(error)
         return report
 
@@ -100,9 +122,7 @@ class Executor:
             report.started = error.maybe_applied
             raise
         report.sessions.append(session)
-        if action.step is None:
-            report.sessions.append(self._cluster.write_status(session, action.status))
-        else:
+        if action.step is not None:
             run = Run(session, action.step, action.status, Phase.FENCED, "Fenced", action.status.message)
             self._step(run, basis, report)
 
@@ -115,17 +135,15 @@ class Executor:
 
     def _step(self, run: Run, basis: Basis, report: Report) -> None:
         """Take the step of a session whose intent is written, and write what came of it."""
-        assert basis.node is not None
-        take = cordon if run.step is StepName.CORDON else uncordon
-        outcome = take(self._cluster, basis.node, session=run.session.metadata.name)
-        report.outcome = outcome
+        self._check_term(basis)
+        outcome = report.outcome = self._taken(run, basis)
         report.node = outcome.node
         now = self._clock.wall()
         status = journal.with_outcome(
             run.status,
             step=run.step,
             attempt=run.status.attempt,
-            epoch=self._epoch(),
+            epoch=basis.epoch,
             now=now,
             result=outcome.result.value,
             message=outcome.message,
@@ -134,7 +152,24 @@ class Executor:
             status = journal.moved(status, run.then, reason=run.reason, message=run.message, now=now)
             if run.step is StepName.CORDON:
                 status = replace(status, fenced_time=status.fenced_time or now)
+        self._check_term(basis)
         report.sessions.append(self._cluster.write_status(run.session, status))
+
+    def _taken(self, run: Run, basis: Basis) -> Outcome:
+        assert basis.node is not None
+        take = cordon if run.step is StepName.CORDON else uncordon
+        try:
+            return take(self._cluster, basis.node, session=run.session.metadata.name)
+        except FencedError:
+            raise
+        except ApiError as error:
+            return Outcome(Result.FAILED, str(error))
+
+    def _check_term(self, basis: Basis) -> None:
+        """Raises FencedError for an action of a term that is over, though this process may lead again by now."""
+        now = self._epoch()
+        if now != basis.epoch:
+            raise FencedError(f"decided in epoch {basis.epoch}, and now it is epoch {now}", reason="Fenced")
 
     def _unchanged(self, basis: Basis, node_uid: str, report: Report) -> bool:
         """A live look at people's switches and the node's sessions: whether they are as the decision saw them.
@@ -149,15 +184,19 @@ class Executor:
             for session in live
             if not session.current.phase.closed
         )
-        if open_now == basis.sessions and report.control.metadata.generation == basis.control:
+        if open_now == basis.sessions and report.control.spec == basis.switches:
             return True
+        listed = {session.metadata.name for session in live}
+        report.gone.extend(
+            name for name, _ in basis.sessions if name not in listed and not self._cluster.has_session(name)
+        )
         report.error = "what the decision rested on has changed; it is made again"
         return False
 
     def _look_again(self, action: Action, report: Report) -> None:
-        """After a conflict: the sessions as they are, since the watch may be behind."""
+        """After a conflict or a lost answer: the sessions as they are, since the watch may be behind."""
         uid = action.spec.node_uid if isinstance(action, Open) else action.session.spec.node_uid
         try:
             report.sessions.extend(self._cluster.sessions_of(uid))
         except ApiError as error:
-            log.warning("cannot read a node's sessions after a conflict", extra={"error": str(error)})
+            log.warning("cannot read a node's sessions again", extra={"error": str(error)})

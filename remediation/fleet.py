@@ -13,6 +13,7 @@ from datetime import datetime
 
 from health.report import AcceleratorReport, Wire
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, NodeAction
+from remediation.policy import acts
 
 SESSION_KEY = "sickbay.dev/session"
 """Annotation on a node: the session that cordoned it. It is the ownership record of that cordon."""
@@ -93,6 +94,19 @@ class Node(Wire, frozen=True):
         """Whether its Ready condition is True."""
         return any(item.type == "Ready" and item.status == "True" for item in self.status.conditions)
 
+    def like(self, other: Node) -> bool:
+        """Whether nothing that decides something differs: the same node, labels, annotations, spec, readiness, boot."""
+        mine, others = self.metadata, other.metadata
+        return (
+            mine.uid == others.uid
+            and mine.labels == others.labels
+            and mine.annotations == others.annotations
+            and mine.deletion_timestamp == others.deletion_timestamp
+            and self.spec == other.spec
+            and self.ready == other.ready
+            and self.status.node_info == other.status.node_info
+        )
+
     @property
     def owner_session(self) -> str:
         """The session that owns the cordon, empty where none of ours does."""
@@ -113,6 +127,8 @@ class Node(Wire, frozen=True):
     @property
     def taken_by(self) -> str:
         """Who else is working on the node, as a clause for people; empty where nobody is."""
+        if self.metadata.deletion_timestamp is not None:
+            return "the node is being deleted"
         for taint in self.spec.taints:
             if taint.key in _OTHERS_TAINTS:
                 return _OTHERS_TAINTS[taint.key]
@@ -126,19 +142,33 @@ class Node(Wire, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ReportView:
-    """A report, and when (monotonic) this controller saw its sequence advance; None until it did."""
+    """A report, and when (monotonic) this controller saw its sequence advance; None until it did.
+
+    `since` is when it began to be fresh without a break, in one boot and with the same faults that act.
+    """
 
     report: AcceleratorReport
     advanced: float | None = None
+    since: float = 0.0
 
     def fresh(self, now: float) -> bool:
         """Whether its evidence counts."""
         return self.advanced is not None and now - self.advanced <= FRESH_FOR
 
+    def followed_by(self, report: AcceleratorReport, now: float) -> ReportView:
+        """The view once a newer version of the report is seen."""
+        if report.status.node_uid != self.report.status.node_uid:
+            return ReportView(report)
+        advances = report.status.sequence > self.report.status.sequence
+        unbroken = self.fresh(now) and _condition(report) == _condition(self.report)
+        return ReportView(
+            report, advanced=now if advances else self.advanced, since=self.since if unbroken else now
+        )
+
 
 @dataclass(slots=True)
 class Fleet:
-    """The cache. Keys are object names."""
+    """The cache. Keys are object names. It is changed through its methods only, which note what they touched."""
 
     nodes: dict[str, Node] = field(default_factory=dict)
     reports: dict[str, ReportView] = field(default_factory=dict)
@@ -146,18 +176,33 @@ class Fleet:
     control: AcceleratorControl = field(default_factory=AcceleratorControl)
     starting: dict[str, bool] = field(default_factory=dict)
     """Nodes whose session is being created right now, and whether it only observes: they count already."""
+    touched: set[str] = field(default_factory=set)
+    """Nodes of which something has changed since `remediation.budget` last counted them."""
+    census: object = None
+    """What `remediation.budget` has counted so far."""
     _open: dict[str, set[str]] = field(default_factory=dict)
     _closed: dict[str, set[str]] = field(default_factory=dict)
 
     def put_node(self, node: Node) -> None:
-        """Take in a node as a watch or a live read shows it."""
+        """Take in a node as a watch shows it."""
         known = self.nodes.get(node.name)
         if known is None or not _older(node.metadata.resource_version, known.metadata.resource_version):
             self.nodes[node.name] = node
+            self.touched.add(node.name)
+
+    def refresh_node(self, node: Node) -> None:
+        """Take in a node as an answer to a request of ours shows it.
+
+        Such an answer may come after the watch has said that the node is gone: it does not bring it back.
+        """
+        known = self.nodes.get(node.name)
+        if known is not None and known.metadata.uid == node.metadata.uid:
+            self.put_node(node)
 
     def drop_node(self, name: str) -> None:
         """The node is gone."""
         self.nodes.pop(name, None)
+        self.touched.add(name)
 
     def put_report(self, report: AcceleratorReport, now: float) -> bool:
         """Take in a report; True where more than a renewal changed.
@@ -168,39 +213,67 @@ class Fleet:
         known = self.reports.get(name)
         if known is None:
             self.reports[name] = ReportView(report)
+            self.touched.add(name)
             return True
         if _older(report.metadata.resource_version, known.report.metadata.resource_version):
             return False
-        same_node = report.status.node_uid == known.report.status.node_uid
-        advances = same_node and report.status.sequence > known.report.status.sequence
-        self.reports[name] = ReportView(report, now if advances else known.advanced if same_node else None)
-        was_fresh = known.fresh(now)
-        return not was_fresh or meaning(report) != meaning(known.report)
+        self.reports[name] = known.followed_by(report, now)
+        return not known.fresh(now) or meaning(report) != meaning(known.report)
 
     def drop_report(self, name: str) -> None:
         """The report is gone."""
         self.reports.pop(name, None)
+        self.touched.add(name)
 
-    def put_session(self, session: AcceleratorRemediation) -> None:
-        """Take in a session as a watch or the answer to a write shows it."""
+    def put_session(self, session: AcceleratorRemediation) -> bool:
+        """Take in a session as a watch or the answer to a write shows it; True where this closes it."""
         name = session.metadata.name
         known = self.sessions.get(name)
         if known is not None and _older(session.metadata.resource_version, known.metadata.resource_version):
-            return
+            return False
         self.sessions[name] = session
-        of_node = (
-            (self._open, self._closed) if not session.current.phase.closed else (self._closed, self._open)
-        )
-        of_node[0].setdefault(session.spec.node_name, set()).add(name)
-        of_node[1].get(session.spec.node_name, set()).discard(name)
+        node_name = session.spec.node_name
+        self.touched.add(node_name)
+        was_open = name in self._open.get(node_name, ())
+        closed = session.current.phase.closed
+        here, there = (self._closed, self._open) if closed else (self._open, self._closed)
+        here.setdefault(node_name, set()).add(name)
+        there.get(node_name, set()).discard(name)
+        return closed and was_open
 
     def drop_session(self, name: str) -> AcceleratorRemediation | None:
         """The session is gone; what it was."""
         session = self.sessions.pop(name, None)
-        if session is not None:
-            for names in (self._open, self._closed):
-                names.get(session.spec.node_name, set()).discard(name)
+        if session is None:
+            return None
+        node_name = session.spec.node_name
+        self.touched.add(node_name)
+        for names in (self._open, self._closed):
+            if node_name in names:
+                names[node_name].discard(name)
+                if not names[node_name]:
+                    del names[node_name]
         return session
+
+    def put_control(self, control: AcceleratorControl) -> bool:
+        """Take in the people's switches; True where they, and not only the status, changed."""
+        if _older(control.metadata.resource_version, self.control.metadata.resource_version):
+            return False
+        before, self.control = self.control, control
+        if before.spec == control.spec:
+            return False
+        self.touched.update(entry.name for entry in (*before.spec.nodes, *control.spec.nodes))
+        return True
+
+    def begin(self, node_name: str, *, virtual: bool) -> None:
+        """A session is being created for this node."""
+        self.starting[node_name] = virtual
+        self.touched.add(node_name)
+
+    def end(self, node_name: str) -> None:
+        """It has been created, or not."""
+        self.starting.pop(node_name, None)
+        self.touched.add(node_name)
 
     def open_sessions(self, node_name: str) -> tuple[AcceleratorRemediation, ...]:
         """The open sessions of a node, by name; more than one only after a race that decide then mends."""
@@ -231,9 +304,24 @@ def meaning(report: AcceleratorReport) -> object:
     """What of a report decides something: all but its sequence, its times and its counts."""
     status = report.status
     faults = tuple(
-        (fault.identity, fault.severity, fault.advice, fault.clears_on, fault.code) for fault in status.faults
+        (fault.identity, fault.severity, fault.advice, fault.clears_on, fault.code, fault.first_seen)
+        for fault in status.faults
     )
-    return (status.node_uid, status.boot_id, faults, status.devices, status.device_access, report.spec)
+    sources = tuple((source.name, source.state) for source in status.sources)
+    return (
+        status.node_uid,
+        status.boot_id,
+        faults,
+        sources,
+        status.devices,
+        status.device_access,
+        report.spec,
+    )
+
+
+def _condition(report: AcceleratorReport) -> object:
+    """What must not change while a node proves itself healthy."""
+    return report.status.boot_id, {fault.identity for fault in report.status.faults if acts(fault)}
 
 
 def _older(version: str, than: str) -> bool:

@@ -8,7 +8,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from health.report import AcceleratorReport, Fault
-from health.vocabulary import ClearsOn, Phase
+from health.vocabulary import ClearsOn, Phase, Severity
 from remediation.objects import (
     INCIDENT_LIMIT,
     JOURNAL_LIMIT,
@@ -23,15 +23,17 @@ from remediation.objects import (
 def with_entry(status: RemediationStatus, entry: JournalEntry) -> RemediationStatus:
     """The status with one more journal line.
 
-    A line that says the same as the last is folded into it. A full journal loses its second line, never its
-    first: how a session began is worth more than its middle.
+    A line that says the same as one of the last two is folded into it, whatever its attempt: so a step that is
+    tried again and again stays one intent and one outcome. A full journal loses its second line, never its first:
+    how a session began is worth more than its middle.
     """
     journal = status.journal
-    if journal and _same(journal[-1], entry):
-        folded = replace(journal[-1], time=entry.time, count=journal[-1].count + entry.count)
-        return replace(status, journal=(*journal[:-1], folded))
-    kept = journal if len(journal) < JOURNAL_LIMIT else (journal[0], *journal[2:])
     entry = replace(entry, message=entry.message[:MESSAGE_LIMIT])
+    for place in range(len(journal) - 1, max(-1, len(journal) - 3), -1):
+        if _same(journal[place], entry):
+            folded = replace(entry, count=journal[place].count + entry.count)
+            return replace(status, journal=(*journal[:place], folded, *journal[place + 1 :]))
+    kept = journal if len(journal) < JOURNAL_LIMIT else (journal[0], *journal[2 - JOURNAL_LIMIT :])
     return replace(status, journal=(*kept, entry))
 
 
@@ -82,24 +84,35 @@ def moved(
 
 
 def with_incidents(
-    status: RemediationStatus, report: AcceleratorReport, faults: Iterable[Fault], now: datetime
+    status: RemediationStatus, report: AcceleratorReport, acting: Iterable[Fault], now: datetime
 ) -> RemediationStatus:
     """The incidents brought up to date by a fresh report: new ones attached, gone ones marked, returned ones open.
 
-    `faults` are those of the report that act. An incident that clears by a new boot is gone only in another
-    boot; the others are gone when the agent no longer reports them.
+    Only faults that act are attached. What is attached is gone when the agent no longer reports it, not when its
+    advice or the policy changes; an incident that clears by a new boot is gone only in another boot.
     """
-    reported = {fault.identity: fault for fault in faults}
+    reported = {fault.identity: fault for fault in report.status.faults}
     serials = {device.uuid: device.serial for device in report.status.devices}
     boot_id = report.status.boot_id
     known = [_updated(incident, reported, boot_id, now) for incident in status.incidents]
     identities = {incident.identity for incident in known}
     new = [
         Incident.of(fault, boot_id=boot_id, serial=serials.get(fault.device_uuid, ""))
-        for identity, fault in reported.items()
-        if identity not in identities
+        for fault in acting
+        if fault.identity not in identities
     ]
-    return replace(status, incidents=(*known, *new)[:INCIDENT_LIMIT])
+    return replace(status, incidents=_bounded((*known, *new)))
+
+
+def _bounded(incidents: tuple[Incident, ...]) -> tuple[Incident, ...]:
+    """What a session may hold: where there are more, the ones that are over go first, but never the first."""
+    surplus = len(incidents) - INCIDENT_LIMIT
+    if surplus <= 0:
+        return incidents
+    over = [place for place, incident in enumerate(incidents) if place and incident.cleared_time is not None]
+    dropped = set(over[:surplus])
+    kept = tuple(incident for place, incident in enumerate(incidents) if place not in dropped)
+    return kept[:INCIDENT_LIMIT]
 
 
 def all_cleared(status: RemediationStatus) -> bool:
@@ -112,15 +125,14 @@ def _updated(
 ) -> Incident:
     fault = reported.get(incident.identity)
     if fault is not None:
+        returned = incident.cleared_time is not None or fault.first_seen > incident.last_seen
         return replace(
             incident,
             code=fault.code,
-            severity=fault.severity,
+            severity=max(incident.severity, fault.severity, key=_severity_rank),
             advice=fault.advice,
             clears_on=fault.clears_on,
-            last_seen=max(incident.last_seen, fault.last_seen)
-            if incident.cleared_time
-            else incident.last_seen,
+            last_seen=max(incident.last_seen, fault.last_seen) if returned else incident.last_seen,
             boot_id=boot_id,
             cleared_time=None,
         )
@@ -131,10 +143,13 @@ def _updated(
     return replace(incident, cleared_time=now)
 
 
+def _severity_rank(severity: Severity) -> int:
+    return severity.rank
+
+
 def _same(one: JournalEntry, other: JournalEntry) -> bool:
-    return (one.step, one.attempt, one.event, one.result, one.message, one.epoch) == (
+    return (one.step, one.event, one.result, one.message, one.epoch) == (
         other.step,
-        other.attempt,
         other.event,
         other.result,
         other.message,

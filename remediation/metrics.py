@@ -16,6 +16,7 @@ from remediation.engine import Done
 from remediation.fleet import Fleet
 from remediation.policy import DEFAULT_POOL, Policy
 from remediation.situation import Write
+from runtime.exposition import Registry
 
 _STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 
@@ -155,3 +156,12 @@ class ControllerMetrics:
     def describe(self) -> Iterator[Metric]:
         """The gauges, without values."""
         return self.collect()
+
+
+def registry(metrics: ControllerMetrics) -> Registry:
+    """All metrics of the controller."""
+    everything = Registry()
+    everything.register(metrics, name="controller")
+    for metric in (metrics.actions, metrics.stages, metrics.policy_loads):
+        everything.register(metric)
+    return everything

@@ -191,7 +191,6 @@ class RemediationMetadata(Wire, frozen=True):
     name: str = ""
     uid: str = ""
     resource_version: str = ""
-    generation: int = 0
     creation_timestamp: Time | None = None
     deletion_timestamp: Time | None = None
     annotations: dict[str, str] = {}

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from health.report import Fault
-from health.vocabulary import Advice, Mode, Severity
+from health.vocabulary import Advice, FaultKind, Mode, Severity
 from remediation.objects import PolicyReference, Rung
 from runtime.config import load_yaml_document
 from runtime.config_error import ConfigError, nearest
@@ -244,12 +244,23 @@ def acts(fault: Fault) -> bool:
 def load_policy(path: Path) -> Policy:
     """Read and check the policy file. Raises ConfigError that names file, key, value and what was expected."""
     policy = load_yaml_document(path, Policy)
+    taken = {DEFAULT_POOL, ""}
+    for number, pool in enumerate(policy.pools):
+        if pool.name in taken:
+            expected = f"a name that no other pool has; {DEFAULT_POOL} is the pool of nodes that no pool matches"
+            raise ConfigError(file=path, key=f"pools[{number}].name", value=pool.name, expected=expected)
+        taken.add(pool.name)
     pools = [*(pool.name for pool in policy.pools), DEFAULT_POOL]
     for number, rule in enumerate(policy.rules):
-        for pool in rule.match.pools:
-            _known(pool, pools, path, f"rules[{number}].match.pools")
-        for rung in rule.plan or ():
-            _known(rung.value, [known.value for known in RUNG_STEPS], path, f"rules[{number}].plan")
+        where = f"rules[{number}]"
+        for key, found, words in (
+            ("match.kinds", rule.match.kinds, list(FaultKind)),
+            ("match.advice", rule.match.advice, list(Advice)),
+            ("match.pools", rule.match.pools, pools),
+            ("plan", rule.plan or (), list(RUNG_STEPS)),
+        ):
+            for word in found:
+                _known(word, words, path, f"{where}.{key}")
     return policy
 
 

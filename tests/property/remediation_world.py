@@ -81,7 +81,7 @@ class World:
         self.agents: dict[str, Agent] = {}
         self.transitions = 0
         self.plan: list[tuple[int, Trouble]] = []
-        self.garbled: dict[str, Document] = {}
+        self.garbled: dict[str, Document | None] = {}
         self.former: list[FakeController] = []
         self.lagging: set[str] = set()
         self.births = 0
@@ -301,9 +301,9 @@ class World:
         self.api.late.clear()
         self.lagging.clear()
         self.policy = policy(Mode.AUTO, pools=("a", "b"), dwell="60s", **_RATE)
-        for name, whole in self.garbled.items():
+        for name, status in self.garbled.items():
             if name in self.api.objects[REMEDIATIONS]:
-                self.api.edit(REMEDIATIONS, name, lambda found, whole=whole: found.update(whole))
+                self.api.edit(REMEDIATIONS, name, partial(_restored, status=status))
         self.garbled.clear()
         self.switch(pause=None, nodes=None)
         for session in self.sessions():
@@ -438,9 +438,9 @@ class RemediationMonitor:
         session = action.name if isinstance(action, Open) else action.session.metadata.name
         if action.step is StepName.CORDON and node.owner_session != session:
             self._may_fence(controller, sights[name], name)
-        if isinstance(action, Run) and action.then is Phase.RELEASED and node.owner_session == session:
-            if not action.session.current.phase.closed:
-                self._may_release(sights[name])
+        releases = isinstance(action, Run) and action.then is Phase.RELEASED
+        if releases and node.owner_session == session and not action.session.current.phase.closed:
+            self._may_release(sights[name])
 
     def _may_fence(self, controller: FakeController, sight: Sight, name: str) -> None:
         engine, now = controller.engine, self._world.clock.monotonic()
@@ -579,6 +579,12 @@ def _open_of(fleet: Fleet, name: str, uid: str) -> Iterator[AcceleratorRemediati
     for session in fleet.sessions.values():
         if (session.spec.node_name, session.spec.node_uid) == (name, uid) and not session.current.phase.closed:
             yield session
+
+
+def _restored(session: Document, *, status: Document | None) -> None:
+    session.pop("status")
+    if status is not None:
+        session["status"] = status
 
 
 def _without_ours(node: Document) -> Document:

@@ -221,8 +221,7 @@ class Remediation(RuleBasedStateMachine):
         name = self._session(number)
         if not name or name in self.world.garbled:
             return
-        before = self.world.api.get(REMEDIATIONS, name)
-        self.world.garbled[name] = {"status": before["status"]} if "status" in before else {}
+        self.world.garbled[name] = self.world.api.get(REMEDIATIONS, name).get("status")
 
         def spoil(found: Document) -> None:
             found.setdefault("status", {})[key] = "12 o'clock"

@@ -1,0 +1,115 @@
+"""The drain's calls to the Kubernetes API: raw lists, evictions and notices that hold for one UID, none retried."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+
+from remediation.cluster import FencedError
+from remediation.drain import Eviction, Notice
+from remediation.pod import Pod
+from runtime.api_errors import Conflict, Unavailable
+from runtime.clock import Clock, rfc3339
+from runtime.kubernetes import Session
+
+NOTICE_ANNOTATION = "sickbay.dev/drain-notice"
+"""On a pod that is about to be evicted: the time (RFC 3339, UTC) by which it should be done. A container can read it
+by the downward API as a file."""
+
+_REASON = "DrainNotice"
+
+
+class _PodList(msgspec.Struct, frozen=True):
+    items: tuple[Pod, ...] = ()
+
+
+_decode = msgspec.json.Decoder(_PodList).decode
+
+
+class KubernetesPods:
+    """`steps.drain.PodApi` over a session. `may_write` is asked before every mutation is sent."""
+
+    def __init__(self, session: Session, *, clock: Clock, may_write: Callable[[], bool]) -> None:
+        self._session = session
+        self._clock = clock
+        self._may_write = may_write
+
+    def pods_on(self, node_name: str) -> tuple[Pod, ...]:
+        """The pods bound to a node, of all namespaces: a consistent read, in pages."""
+        pods: list[Pod] = []
+        for page in self._session.list_pages(
+            "/api/v1/pods", query={"fieldSelector": f"spec.nodeName={node_name}"}
+        ):
+            try:
+                pods.extend(_decode(page.body).items)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise Unavailable(f"not a list of pods: {error}", request="GET /api/v1/pods") from error
+        return tuple(pods)
+
+    def evict(self, eviction: Eviction) -> None:
+        """POST policy/v1 Eviction with the UID as precondition and the pod's own grace.
+
+        The API server counts the eviction against the pod's disruption budget before it looks at the UID, and
+        tries for up to 10 s where the pod is not running: so evict from a list that is fresh.
+        """
+        self._guard()
+        document = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": eviction.name, "namespace": eviction.namespace},
+            "deleteOptions": {"preconditions": {"uid": eviction.uid}},
+        }
+        self._session.post(
+            f"{_path(eviction.namespace, eviction.name)}/eviction",
+            msgspec.json.encode(document),
+            timeout=(3.0, 15.0),
+        )
+
+    def tell(self, notice: Notice) -> None:
+        """Annotate the pod if it has this UID still, then write the Event, whose name makes it one of a kind."""
+        self._guard()
+        done_by = rfc3339(notice.done_by)
+        patch = {"metadata": {"uid": notice.uid, "annotations": {NOTICE_ANNOTATION: done_by}}}
+        self._session.merge_patch(_path(notice.namespace, notice.name), msgspec.json.encode(patch))
+        self._guard()
+        event = _event(notice, done_by, self._clock.wall())
+        try:
+            self._session.post(f"/api/v1/namespaces/{notice.namespace}/events", msgspec.json.encode(event))
+        except Conflict as conflict:
+            if not conflict.already_exists:
+                raise
+
+    def _guard(self) -> None:
+        if not self._may_write():
+            raise FencedError("the lease is not proven, so nothing is written", reason="Fenced")
+
+
+def _path(namespace: str, name: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods/{name}"
+
+
+def _event(notice: Notice, done_by: str, now: datetime) -> dict[str, object]:
+    digest = hashlib.sha256(f"{notice.uid}/{_REASON}".encode()).hexdigest()[:16]
+    moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{notice.name[:200].rstrip('.-')}.{digest}", "namespace": notice.namespace},
+        "involvedObject": {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "namespace": notice.namespace,
+            "name": notice.name,
+            "uid": notice.uid,
+        },
+        "type": "Warning",
+        "reason": _REASON,
+        "message": f"{notice.message} (by {done_by})",
+        "source": {"component": "sickbay-controller"},
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "count": 1,
+    }

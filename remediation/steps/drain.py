@@ -1,0 +1,166 @@
+"""One pass of a drain: list the node's pods, tell those that are to be told, evict those whose time has come.
+
+Nothing in it waits. It may be cut off anywhere: the next pass starts from the pods as they are, and every
+eviction and notice holds for one pod UID only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from remediation.cluster import FencedError
+from remediation.drain import SCHEDULER_LAG, Eviction, Notice, Pass, Verdict, next_pass
+from remediation.drain_policy import DrainPolicy
+from remediation.drain_report import tell
+from remediation.drain_state import Answer, DrainState, Reply, record
+from remediation.pod import ACCELERATOR_RESOURCES, Pod
+from runtime.api_errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+from runtime.clock import Clock
+
+_SEVERAL_BUDGETS = "more than one PodDisruptionBudget"
+_NAMESPACE_TERMINATING = "NamespaceTerminating"
+_UID_DIFFERS = "UID in "
+
+
+class PodApi(Protocol):
+    """What this step needs of the Kubernetes API. Every call raises ApiError; mutations FencedError as well."""
+
+    def pods_on(self, node_name: str) -> tuple[Pod, ...]:
+        """All pods that are bound to the node, as they are now."""
+
+    def evict(self, eviction: Eviction) -> None:
+        """Ask for the eviction of the pod with this UID, with the pod's own grace."""
+
+    def tell(self, notice: Notice) -> None:
+        """Put the notice on the pod with this UID, as an annotation and an Event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What a pass came to: the look it rests on, the answers, the state to remember, one sentence for people."""
+
+    look: Pass
+    answers: tuple[Answer, ...]
+    state: DrainState
+    message: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """How the drain stands."""
+        return self.look.verdict
+
+    @property
+    def again(self) -> float | None:
+        """Seconds until the next pass; None where the verdict is final."""
+        return self.look.again
+
+
+def drain(
+    api: PodApi,
+    node_name: str,
+    policy: DrainPolicy,
+    state: DrainState | None,
+    *,
+    clock: Clock,
+    next_rung_is_reboot: bool,
+    accelerators: Sequence[str] = ACCELERATOR_RESOURCES,
+    scheduler_lag: timedelta = SCHEDULER_LAG,
+    jitter: Callable[[], float] = random.random,
+) -> Drained:
+    """Carry out the next pass of a node's drain; without a state it is the first.
+
+    Raises ApiError where the pods cannot be listed, and FencedError as soon as this controller may not write any
+    more; what was sent before stands and needs no record.
+    """
+    pods = api.pods_on(node_name)
+    now = clock.wall()
+    look = next_pass(
+        pods,
+        policy,
+        state or DrainState(started=now),
+        now,
+        next_rung_is_reboot=next_rung_is_reboot,
+        accelerators=accelerators,
+        scheduler_lag=scheduler_lag,
+    )
+    if not look.notices and not look.evictions:
+        return Drained(look, (), look.state, look.sentence)
+    answers = tuple(_carry_out(api, look, concurrency=policy.concurrency))
+    after = record(look.state, answers, clock.wall(), jitter=jitter)
+    return Drained(look, answers, after, tell(look.left, policy, after))
+
+
+def _carry_out(api: PodApi, look: Pass, *, concurrency: int) -> Iterator[Answer]:
+    """Notices first. One slow answer holds up no other: an eviction may take the API server ten seconds."""
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="drain") as workers:
+        yield from workers.map(lambda notice: _tell(api, notice), look.notices)
+        yield from workers.map(lambda eviction: _evict(api, eviction), look.evictions)
+
+
+def _evict(api: PodApi, eviction: Eviction) -> Answer:
+    try:
+        api.evict(eviction)
+    except FencedError:
+        raise
+    except ApiError as error:
+        return _answer(eviction.uid, _reply_to_eviction(error), error)
+    return Answer(eviction.uid, Reply.EVICTED)
+
+
+def _tell(api: PodApi, notice: Notice) -> Answer:
+    try:
+        api.tell(notice)
+    except FencedError:
+        raise
+    except NotFound as error:
+        return _answer(notice.uid, Reply.GONE, error)
+    except (Forbidden, Invalid, Unauthorized) as error:
+        # The repair does not fail because a pod cannot be told; it gets its time all the same.
+        return _answer(notice.uid, Reply.NOT_TOLD, error)
+    except ApiError as error:
+        return _answer(notice.uid, Reply.GONE if _is_another(error) else Reply.UNANSWERED, error)
+    return Answer(notice.uid, Reply.TOLD)
+
+
+def _answer(uid: str, reply: Reply, error: ApiError) -> Answer:
+    if reply is Reply.GONE:
+        return Answer(uid, reply)
+    causes = "; ".join(cause.message for cause in error.causes if cause.message)
+    return Answer(uid, reply, causes or error.message, error.retry_after)
+
+
+def _reply_to_eviction(error: ApiError) -> Reply:
+    """What a refusal means. Source: pkg/registry/core/pod/storage/eviction.go of Kubernetes 1.37.
+
+    The one 500 that is no trouble of the server's has neither reason nor cause, only its message.
+    """
+    if isinstance(error, NotFound) or _is_another(error):
+        return Reply.GONE
+    if isinstance(error, TooManyRequests):
+        return Reply.BUDGET if error.is_disruption_budget else Reply.THROTTLED
+    if isinstance(error, Unavailable) and _SEVERAL_BUDGETS in error.message:
+        return Reply.SEVERAL_BUDGETS
+    if isinstance(error, Forbidden) and any(one.reason == _NAMESPACE_TERMINATING for one in error.causes):
+        return Reply.NAMESPACE_TERMINATING
+    if isinstance(error, Forbidden | Invalid | Unauthorized):
+        return Reply.REFUSED
+    return Reply.UNANSWERED
+
+
+def _is_another(error: ApiError) -> bool:
+    """Whether another pod has the name now. A conflict of any other kind is settled by the next look."""
+    return isinstance(error, Conflict) and _UID_DIFFERS in error.message
