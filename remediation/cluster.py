@@ -82,13 +82,13 @@ class Cluster:
                     unreadable.append(f"{name} cannot be read: {error}")
         return tuple(found), unreadable
 
-    def has_session(self, name: str) -> bool:
-        """A live look whether there is a session of this name."""
+    def session(self, name: str) -> AcceleratorRemediation | None:
+        """A live read of a session; None where there is none."""
         try:
-            self._session.get(f"{REMEDIATIONS}/{name}")
+            body = self._session.get(f"{REMEDIATIONS}/{name}").body
         except NotFound:
-            return False
-        return True
+            return None
+        return msgspec.json.decode(body, type=AcceleratorRemediation)
 
     def control(self) -> AcceleratorControl:
         """A live read of the people's switches; the empty ones where nobody made the object."""

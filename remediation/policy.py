@@ -247,7 +247,9 @@ def load_policy(path: Path) -> Policy:
     taken = {DEFAULT_POOL, ""}
     for number, pool in enumerate(policy.pools):
         if pool.name in taken:
-            expected = f"a name that no other pool has; {DEFAULT_POOL} is the pool of nodes that no pool matches"
+            expected = (
+                f"a name that no other pool has; {DEFAULT_POOL} is the pool of nodes that no pool matches"
+            )
             raise ConfigError(file=path, key=f"pools[{number}].name", value=pool.name, expected=expected)
         taken.add(pool.name)
     pools = [*(pool.name for pool in policy.pools), DEFAULT_POOL]

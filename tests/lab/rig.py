@@ -32,6 +32,7 @@ budgets: {maxFenced: 50%, startRate: {perMinute: 6000, burst: 1000}}
 healthyDwell: 2s
 """
 
+BRISK_RENEWAL = ("--renew-interval", "1s")
 SHORT_LEASE = ("--lease-duration", "4s", "--renew-deadline", "3s", "--retry-period", "500ms")
 """So that a successor of a killed controller need not wait for 15 s."""
 
@@ -52,7 +53,9 @@ class Agent:
 class Rig:
     """Starts and stops Sickbay's processes on a lab whose manifests are applied."""
 
-    def __init__(self, lab: Lab, *, policy: str = AUTO_POLICY) -> None:
+    def __init__(self, lab: Lab, *, policy: str = AUTO_POLICY, brisk: bool = True) -> None:
+        """`brisk`: renew reports and the Lease every second or so, that tests need not wait; else the defaults."""
+        self._brisk = brisk
         self.lab = lab
         self.folder = lab.folder / "sickbay"
         self.folder.mkdir(exist_ok=True)
@@ -81,7 +84,7 @@ class Rig:
             ("--state-file", self.state_file(name)),
             ("--listen", f"127.0.0.1:{port}"),
             ("--worker-command", worker),
-            ("--renew-interval", "1s"),
+            *((BRISK_RENEWAL,) if self._brisk else ()),
         )
         words = [str(word) for pair in arguments for word in pair]
         child = self._start(f"agent-{name}", ["agent", *words, *flags])
@@ -98,7 +101,9 @@ class Rig:
         kubeconfig = self.lab.service_account_kubeconfig(*manifests.CONTROLLER)
         words = ["--kubeconfig", str(kubeconfig), "--policy", str(self.policy)]
         listen = ["--listen", f"127.0.0.1:{self.controller_port}"]
-        self.controller = self._start(name, ["controller", *words, *listen, *SHORT_LEASE, *flags])
+        self.controller = self._start(
+            name, ["controller", *words, *listen, *(SHORT_LEASE if self._brisk else ()), *flags]
+        )
         return self.controller
 
     def _port(self, of: str) -> int:

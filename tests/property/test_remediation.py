@@ -89,6 +89,16 @@ class Remediation(RuleBasedStateMachine):
         for name in list(self.world.agents):
             self.raise_fault(name, which, "GPU-0")
 
+    @rule(name=names, which=st.sampled_from(FAULTS), seconds=st.sampled_from((1.0, 70.0)))
+    def fault_lasts(self, name: str, which: tuple[str, str, str, str], seconds: float) -> None:
+        self.raise_fault(name, which, "GPU-0")
+        self.world.let_pass(seconds)
+
+    @rule(name=names, seconds=st.sampled_from((1.0, 50.0, 130.0)))
+    def reboot_helps(self, name: str, seconds: float) -> None:
+        self.reboot(name, kubelet=True, agent=True)
+        self.world.let_pass(seconds)
+
     @rule(name=names)
     def clear_faults(self, name: str) -> None:
         if self._there(name):
