@@ -276,15 +276,16 @@ def _is_made(situation: Situation, pods: list[Object]) -> bool:
 def _miscounted(side: Side, found: dict[str, list[Object]]) -> list[str]:
     """The budgets for which the disruption controller has not counted the pods as they are.
 
-    Of several budgets over one pod it keeps the first up to date.
+    Of several budgets over one pod it follows an arbitrary one, so nothing is expected of those.
     """
-    budgets = side.lab.api.items(f"/apis/policy/v1/namespaces/{side.namespace}/poddisruptionbudgets")
+    budgets: dict[str, list[Object]] = defaultdict(list)
+    for one in side.lab.api.items(f"/apis/policy/v1/namespaces/{side.namespace}/poddisruptionbudgets"):
+        budgets[one["spec"]["selector"]["matchLabels"]["situation"]].append(one)
     return [
-        f"{budget['metadata']['name']}: {budget.get('status')}"
-        for budget in budgets
-        if budget["metadata"]["name"].endswith("-0")
-        and budget.get("status", {}).get("currentHealthy")
-        != sum(map(_is_ready, found[budget["spec"]["selector"]["matchLabels"]["situation"]]))
+        f"budget of {name}: {of_it[0].get('status')}"
+        for name, of_it in budgets.items()
+        if len(of_it) == 1
+        and of_it[0].get("status", {}).get("currentHealthy") != sum(map(_is_ready, found[name]))
     ]
 
 
