@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -14,7 +15,6 @@ from remediation.objects import (
     OPENING_ANNOTATION,
     AcceleratorControl,
     AcceleratorRemediation,
-    RemediationMetadata,
     RemediationSpec,
     RemediationStatus,
     StartTokens,
@@ -45,6 +45,7 @@ class Cluster:
     def __init__(self, session: Session, *, may_write: Callable[[], bool]) -> None:
         self._session = session
         self._may_write = may_write
+        self._unclear: frozenset[str] = frozenset()
 
     def get_node(self, name: str) -> Node:
         """A live read of a node."""
@@ -59,36 +60,43 @@ class Cluster:
         """A live list of the sessions of a node. Raises UnreadableError where one of them cannot be read."""
         found, unreadable = self._list({"labelSelector": f"{NODE_LABEL}={node_uid}"})
         if unreadable:
-            raise UnreadableError(unreadable[0], reason="Unreadable")
+            raise UnreadableError(unreadable[0].why, reason="Unreadable")
         return found
 
     def all_sessions(self) -> tuple[AcceleratorRemediation, ...]:
         """A live list of all sessions but those that cannot be read, which are said so and left alone."""
         found, unreadable = self._list({})
-        for why in unreadable:
-            log.warning("a session is left alone", extra={"why": why})
+        for session in unreadable:
+            log.warning("a session is left alone", extra={"why": session.why})
+        self._unclear = frozenset(session.node_uid for session in unreadable)
         return found
 
-    def _list(self, query: dict[str, str]) -> tuple[tuple[AcceleratorRemediation, ...], list[str]]:
-        """The sessions, and for each that cannot be read its name and why."""
+    def unclear(self, node_uid: str) -> bool:
+        """Whether the last list of all sessions had one of this node that could not be read."""
+        return node_uid in self._unclear
+
+    def _list(self, query: dict[str, str]) -> tuple[tuple[AcceleratorRemediation, ...], list[_Unreadable]]:
+        """The sessions, and those that cannot be read."""
         found: list[AcceleratorRemediation] = []
-        unreadable: list[str] = []
+        unreadable: list[_Unreadable] = []
         for page in self._session.list_pages(REMEDIATIONS, query=query):
             for item in msgspec.json.decode(page.body, type=_Items).items:
-                try:
-                    found.append(msgspec.json.decode(item, type=AcceleratorRemediation))
-                except msgspec.MsgspecError as error:
-                    name = msgspec.json.decode(item, type=_Named).metadata.name
-                    unreadable.append(f"{name} cannot be read: {error}")
+                session = _read(item)
+                if isinstance(session, _Unreadable):
+                    unreadable.append(session)
+                else:
+                    found.append(session)
         return tuple(found), unreadable
 
     def session(self, name: str) -> AcceleratorRemediation | None:
-        """A live read of a session; None where there is none."""
+        """A live read of a session; None where there is none. Raises UnreadableError."""
         try:
-            body = self._session.get(f"{REMEDIATIONS}/{name}").body
+            session = _read(self._session.get(f"{REMEDIATIONS}/{name}").body)
         except NotFound:
             return None
-        return msgspec.json.decode(body, type=AcceleratorRemediation)
+        if isinstance(session, _Unreadable):
+            raise UnreadableError(session.why, reason="Unreadable")
+        return session
 
     def control(self) -> AcceleratorControl:
         """A live read of the people's switches; the empty ones where nobody made the object."""
@@ -155,8 +163,29 @@ class _Items(msgspec.Struct, frozen=True):
     items: tuple[msgspec.Raw, ...] = ()
 
 
+class _Metadata(msgspec.Struct, frozen=True):
+    name: str = ""
+    labels: dict[str, str] = {}
+
+
 class _Named(msgspec.Struct, frozen=True):
-    metadata: RemediationMetadata
+    metadata: _Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """A session of which no more than this is known."""
+
+    node_uid: str
+    why: str
+
+
+def _read(document: bytes | msgspec.Raw) -> AcceleratorRemediation | _Unreadable:
+    try:
+        return msgspec.json.decode(document, type=AcceleratorRemediation)
+    except msgspec.MsgspecError as error:
+        metadata = msgspec.json.decode(document, type=_Named).metadata
+        return _Unreadable(metadata.labels.get(NODE_LABEL, ""), f"{metadata.name} cannot be read: {error}")
 
 
 def _whole(status: RemediationStatus) -> dict[str, object]:

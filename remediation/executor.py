@@ -113,7 +113,7 @@ class Executor:
         return report
 
     def _open(self, action: Open, basis: Basis, report: Report) -> None:
-        if not self._unchanged(basis, report):
+        if not self._unchanged(basis, report) or self._has_another(action, report):
             return
         report.started = True
         try:
@@ -191,6 +191,17 @@ class Executor:
         if not same:
             report.error = "what the decision rested on has changed; it is made again"
         return same
+
+    def _has_another(self, action: Open, report: Report) -> bool:
+        """Whether the node has an open session that could not be read at the takeover. Raises UnreadableError."""
+        if not self._cluster.unclear(action.spec.node_uid):
+            return False
+        live = self._cluster.sessions_of(action.spec.node_uid)
+        report.sessions.extend(live)
+        if all(session.current.phase.closed for session in live):
+            return False
+        report.error = "the node has a session that can be read by now"
+        return True
 
     def _look_again(self, action: Action, report: Report) -> None:
         """After a conflict or a lost answer: the sessions as they are, since the watch may be behind."""

@@ -77,7 +77,7 @@ class World:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.api = FakeApi(self.clock, trouble=self._trouble)
-        self.policy: Policy = policy(Mode.AUTO, max_fenced="50%", pools=("a", "b"), dwell="60s", **_RATE)
+        self.policy: Policy = policy(Mode.AUTO, max_fenced="50%", pools=("a", "b"), dwell="60s", **RATE)
         self.agents: dict[str, Agent] = {}
         self.transitions = 0
         self.plan: list[tuple[int, Trouble]] = []
@@ -140,7 +140,9 @@ class World:
             return
         self.api.edit(REPORTS, name, lambda report: report.update(status=status))
 
-    def raise_fault(self, name: str, kind: str, device: str, advice: str, clears_on: str, severity: str) -> None:
+    def raise_fault(
+        self, name: str, kind: str, device: str, advice: str, clears_on: str, severity: str
+    ) -> None:
         agent, now = self.agents[name], self.clock.wall()
         known = agent.faults.get((kind, device))
         agent.faults[kind, device] = Fault(
@@ -300,7 +302,7 @@ class World:
         self.plan.clear()
         self.api.late.clear()
         self.lagging.clear()
-        self.policy = policy(Mode.AUTO, pools=("a", "b"), dwell="60s", **_RATE)
+        self.policy = policy(Mode.AUTO, pools=("a", "b"), dwell="60s", **RATE)
         for name, status in self.garbled.items():
             if name in self.api.objects[REMEDIATIONS]:
                 self.api.edit(REMEDIATIONS, name, partial(_restored, status=status))
@@ -325,7 +327,7 @@ class World:
         self.node(name, lambda node: node["status"]["conditions"][1].update(status=status))
 
 
-_RATE: dict[str, Any] = {"per_minute": PER_MINUTE, "burst": BURST}
+RATE: dict[str, Any] = {"per_minute": PER_MINUTE, "burst": BURST}
 
 
 @dataclass
@@ -457,7 +459,9 @@ class RemediationMonitor:
         assert fleet.switch(name) is None
         for where in (pool, budget.CLUSTER):
             used, limit = recount(fleet, engine.policy, where, virtual=False)
-            assert used <= limit, f"the fenced budget of {where or 'the cluster'} is exceeded: {used} of {limit}"
+            assert used <= limit, (
+                f"the fenced budget of {where or 'the cluster'} is exceeded: {used} of {limit}"
+            )
 
     def _may_release(self, sight: Sight) -> None:
         assert self._world.clock.monotonic() - sight.bad >= DWELL - 0.001, "released before the healthy dwell"
@@ -527,7 +531,9 @@ class RemediationMonitor:
         assert before is not None and after is not None
         assert len(after.current.journal) <= JOURNAL_LIMIT
         assert after.current.leader_epoch >= before.current.leader_epoch, "written under an older epoch"
-        assert not (before.current.phase.closed and not after.current.phase.closed), "a closed session is closed"
+        assert not (before.current.phase.closed and not after.current.phase.closed), (
+            "a closed session is closed"
+        )
         first = {incident.identity: incident.first_seen for incident in before.current.incidents}
         for incident in after.current.incidents:
             since = first.get(incident.identity, incident.first_seen)
@@ -539,8 +545,10 @@ class RemediationMonitor:
         """After each step."""
         world = self._world
         open_of: dict[str, list[str]] = {}
-        for session in world.sessions():
-            open_of.setdefault(session.spec.node_uid, []).append(session.metadata.name)
+        for name, stored in world.api.objects[REMEDIATIONS].items():
+            session = session_of(stored)
+            if session is None or not session.current.phase.closed:
+                open_of.setdefault(stored["spec"]["nodeUID"], []).append(name)
         surplus = sum(len(names) - 1 for names in open_of.values())
         assert surplus <= self.excused, f"more than one open session of a node: {open_of}"
         engine = world.controller.engine
@@ -548,7 +556,9 @@ class RemediationMonitor:
         for pool in ("a", "b", "default", budget.CLUSTER):
             for virtual in (False, True):
                 usage = budget.fenced(engine.fleet, engine.policy, pool, virtual=virtual)
-                assert (usage.used, usage.limit) == recount(engine.fleet, engine.policy, pool, virtual=virtual)
+                assert (usage.used, usage.limit) == recount(
+                    engine.fleet, engine.policy, pool, virtual=virtual
+                )
         epochs = [call.epoch for call in world.api.calls[-20:] if call.mutates and call.changed]
         assert all(epoch <= engine.epoch or engine.epoch == 0 for epoch in epochs)
 
@@ -577,7 +587,10 @@ def recount(fleet: Fleet, policy: Policy, pool: str, *, virtual: bool) -> tuple[
 
 def _open_of(fleet: Fleet, name: str, uid: str) -> Iterator[AcceleratorRemediation]:
     for session in fleet.sessions.values():
-        if (session.spec.node_name, session.spec.node_uid) == (name, uid) and not session.current.phase.closed:
+        if (session.spec.node_name, session.spec.node_uid) == (
+            name,
+            uid,
+        ) and not session.current.phase.closed:
             yield session
 
 

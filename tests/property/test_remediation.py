@@ -1,18 +1,22 @@
 """Everybody acts at once, the API fails and controllers die: the invariants of the design hold all the same."""
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from health.vocabulary import Mode, Phase, Severity
+from health.report import Fault
+from health.vocabulary import Advice, Mode, Phase, Severity
+from remediation.budget import StartBucket
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS
+from remediation.decide import decide
 from remediation.engine import NewPolicy
 from remediation.fleet import HOLD_KEY, OPT_OUT_KEY, SESSION_KEY
 from remediation.objects import OPENING_ANNOTATION
-from remediation.policy import Match, Policy, Rule
-from tests.property.remediation_world import _RATE, POOLS, World
-from tests.unit.builders import policy
+from remediation.policy import Match, Policy, Rule, StepName
+from remediation.situation import Open
+from tests.property.remediation_world import POOLS, RATE, World
+from tests.unit.builders import FULL, control, fault, fleet, later, node, policy, report, situation
 from tests.unit.fake_cluster import Crash, Document, Trouble
 
 # kind, advice, what clears it, severity
@@ -37,7 +41,7 @@ _BY_KIND = (
     Rule(name="hung", match=Match(kinds=("EngineHung",)), mode=Mode.APPROVE),
     Rule(name="pool", match=Match(pools=("a",)), mode=Mode.OBSERVE),
 )
-_COMMON = {"pools": ("a", "b"), "dwell": "60s", **_RATE}
+_COMMON = {"pools": ("a", "b"), "dwell": "60s", **RATE}
 POLICIES: tuple[Policy, ...] = (
     policy(Mode.AUTO, max_fenced="50%", **_COMMON),
     policy(Mode.AUTO, max_fenced="100%", **_COMMON),
@@ -47,6 +51,15 @@ POLICIES: tuple[Policy, ...] = (
     policy(Mode.OBSERVE, max_fenced="50%", **_COMMON),
     policy(Mode.AUTO, *_BY_SEVERITY, max_fenced="100%", **_COMMON),
     policy(Mode.AUTO, *_BY_KIND, max_fenced="67%", **_COMMON),
+)
+
+CRASHES = (
+    Trouble.CRASH_BEFORE,
+    Trouble.CRASH_AFTER,
+    Trouble.LOST,
+    Trouble.LATE,
+    Trouble.REFUSED,
+    Trouble.CONFLICT,
 )
 
 names = st.sampled_from(sorted(POOLS))
@@ -223,7 +236,9 @@ class Remediation(RuleBasedStateMachine):
     def person_spoils_an_opening(self, number: int, text: str) -> None:
         if name := self._session(number):
             self.world.api.edit(
-                REMEDIATIONS, name, lambda found: found["metadata"]["annotations"].update({OPENING_ANNOTATION: text})
+                REMEDIATIONS,
+                name,
+                lambda found: found["metadata"]["annotations"].update({OPENING_ANNOTATION: text}),
             )
 
     @rule(number=whole, key=st.sampled_from(("phase", "closedTime", "journal")))
@@ -338,7 +353,9 @@ class Remediation(RuleBasedStateMachine):
             node = world.api.get(NODES, name)
             owner = node["metadata"]["annotations"].get(SESSION_KEY)
             held = [item.metadata.name for item in world.sessions() if item.current.phase is Phase.HELD]
-            assert owner is None or owner in held, f"{name} is fenced for good: {world.controller.engine.sentences}"
+            assert owner is None or owner in held, (
+                f"{name} is fenced for good: {world.controller.engine.sentences}"
+            )
 
 
 def machine(examples: int, steps: int) -> settings:
@@ -362,3 +379,122 @@ class TestRemediationAtLength(Remediation.TestCase):
     """Long runs."""
 
     settings = machine(1500, 120)
+
+
+def projection(world: World, name: str) -> object:
+    """What counts in the end: the node's spec and our keys, and what became of its sessions."""
+    node = world.api.get(NODES, name)
+    sessions = [item for item in world.sessions(opened=False) if item.spec.node_name == name]
+    ours = {key for key in node["metadata"]["annotations"] if key.startswith("sickbay.dev/")}
+    return (
+        node["spec"].get("unschedulable", False),
+        ours,
+        [
+            (item.current.phase, item.current.reason, item.current.fenced_time is not None)
+            for item in sessions
+        ],
+    )
+
+
+def journey(*, spared: int, trouble: Trouble | None) -> tuple[object, object, int]:
+    """A GPU is lost, the node is fenced and held; a reboot helps, and it is given back. One write meets trouble.
+
+    The projections while it is held and in the end, and how many writes the controllers asked for.
+    """
+    world = World()
+    world.let_pass(45)
+    if trouble is not None:
+        world.plan.append((spared, trouble))
+    begun = len(world.api.calls)
+    world.raise_fault("n1", "DeviceLost", "GPU-0", "RebootNode", "NewBoot", "Fatal")
+    world.let_pass(75)
+    held = projection(world, "n1")
+    world.reboot("n1")
+    world.let_pass(180)
+    world.rest()
+    world.monitor.check()
+    return held, projection(world, "n1"), sum(call.mutates for call in world.api.calls[begun:])
+
+
+@pytest.mark.parametrize("trouble", CRASHES)
+def test_trouble_at_any_write_leads_to_the_same_end(trouble: Trouble) -> None:
+    held, end, writes = journey(spared=0, trouble=None)
+    assert held == (True, {SESSION_KEY}, [(Phase.HELD, "NoRepairStep", True)])
+    assert end == (False, set(), [(Phase.RELEASED, "Healthy", True)])
+    assert writes >= 7
+    for spared in range(writes):
+        assert journey(spared=spared, trouble=trouble)[:2] == (held, end), f"after {spared} writes"
+
+
+faults = st.lists(
+    st.builds(
+        fault,
+        st.sampled_from(("DeviceLost", "EngineHung", "RemapPending", "ApplicationFault")),
+        device=st.sampled_from(("GPU-0", "GPU-1", "")),
+        advice=st.sampled_from((*Advice, "SomethingNew")),
+        severity=st.sampled_from(Severity),
+        seen=st.sampled_from((later(0), later(-60))),
+    ),
+    max_size=3,
+    unique_by=lambda found: found.identity,
+)
+
+
+@given(
+    found=faults,
+    flags=st.sets(st.sampled_from(("cordoned", "hold", "opt_out", "deleting")), max_size=1),
+    ready=st.booleans(),
+    taken=st.integers(min_value=0, max_value=4),
+    limit=st.sampled_from(("100%", "50%", 2, 0)),
+    tokens=st.sampled_from((10.0, 1.0, 0.5)),
+    paused=st.booleans(),
+    age=st.sampled_from((0.0, 80.0, 100.0)),
+    boot=st.sampled_from(("boot-1", "boot-1", "boot-0")),
+)
+def test_observe_takes_the_same_first_step_as_auto_and_nothing_but_writes_a_session(
+    found: list[Fault],
+    flags: set[str],
+    ready: bool,
+    taken: int,
+    limit: str | int,
+    tokens: float,
+    paused: bool,
+    age: float,
+    boot: str,
+) -> None:
+    others = [node(f"other-{number}", cordoned=number < taken) for number in range(4)]
+    made = fleet(
+        node(ready=ready, **dict.fromkeys(flags, True)),
+        report("n1", *found, boot=boot),
+        *others,
+        *(report(other.name) for other in others),
+        control(paused=paused),
+    )
+    bucket = StartBucket(tokens=tokens, refreshed=1000.0)
+    observed, done = (
+        decide(
+            situation(
+                made,
+                under=policy(mode, max_fenced=limit),
+                bucket=bucket if mode is Mode.AUTO else FULL,
+                virtual_bucket=bucket if mode is Mode.OBSERVE else StartBucket(0.0, 1000.0),
+                monotonic=1000.0 + age,
+            )
+        )
+        for mode in (Mode.OBSERVE, Mode.AUTO)
+    )
+    assert (observed.action is None) == (done.action is None), (observed, done)
+    if observed.action is None or done.action is None:
+        assert observed == done
+        return
+    assert isinstance(observed.action, Open) and isinstance(done.action, Open)
+    assert observed.action.step is None and observed.action.virtual
+    assert (done.action.step, done.action.virtual) == (StepName.CORDON, False)
+    one, other = observed.action.status, done.action.status
+    assert (observed.action.name, one.incidents, one.plan, one.rung) == (
+        done.action.name,
+        other.incidents,
+        other.plan,
+        other.rung,
+    )
+    assert one.journal[0].step == other.journal[0].step == StepName.CORDON
