@@ -40,7 +40,7 @@ class Story:
     def wards(self) -> None:
         """What Kubernetes sees: nodes and sessions."""
         table = Table(
-            "node", "Kubernetes says", "owner of the cordon", "faults", "session", box=None, pad_edge=False
+            "node", "Kubernetes says", "cordoned by", "faults", "session", box=None, pad_edge=False
         )
         for name in self._rig.agents:
             node = self._rig.node(name)
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
         print("the demo needs the lab, which cannot run here:", *problems, sep="\n  - ", file=sys.stderr)
         return 1
     sigterm_as_ctrl_c()
-    console = Console(soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 130)
     try:
         console.print(f"Starting a real Kubernetes {binaries.KUBERNETES}: {PARTS}...")
         with Lab(nodes=("n1", "n2")) as lab:
