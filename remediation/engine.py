@@ -123,7 +123,10 @@ class Engine:
         dirty = self._taken_in(patience) | self._fallen_due()
         if self.epoch:
             for name in sorted(dirty - self._in_flight):
-                if self.clock.monotonic() >= self._paused.get(name, -math.inf):
+                left = self._paused.get(name, -math.inf) - self.clock.monotonic()
+                if left > 0:
+                    self._look_again_in(name, left)
+                else:
                     self._decide(name)
 
     def _taken_in(self, patience: float) -> set[str]:
@@ -257,7 +260,6 @@ class Engine:
         first, most = _RETRY
         pause = min(most, first * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self._paused[name] = self.clock.monotonic() + pause
-        self._look_again_in(name, pause)
 
     def _decide(self, name: str) -> None:
         now = Now(wall=self.clock.wall(), monotonic=self.clock.monotonic())

@@ -39,9 +39,7 @@ class Story:
 
     def wards(self) -> None:
         """What Kubernetes sees: nodes and sessions."""
-        table = Table(
-            "node", "Kubernetes says", "cordoned by", "faults", "session", box=None, pad_edge=False
-        )
+        table = Table("node", "Kubernetes says", "cordoned by", "faults", "session", box=None, pad_edge=False)
         for name in self._rig.agents:
             node = self._rig.node(name)
             faults = self._rig.report(name)["status"].get("faults", [])

@@ -196,8 +196,9 @@ def check(run: Run, last: Drained, *, remembers: bool = True) -> None:
         before = run.looks[-2]
         assert before.state.empty_since is not None
         assert now - before.state.empty_since >= SCHEDULER_LAG
-    # A completion that began before the deadline may be settled after it, nothing else.
-    assert now <= NOW + policy.time_limit + SCHEDULER_LAG + timedelta(seconds=1)
+        assert all(run.reboot and one.fate is Fate.STUCK for one in before.look.left)
+    # A completion that began before the deadline may be settled after it, nothing else; who forgets settles again.
+    assert now <= NOW + policy.time_limit + (SCHEDULER_LAG + timedelta(seconds=1)) * (1 + sum(run.loses))
 
 
 SCENE = {

@@ -31,7 +31,9 @@ def schema(plural: str) -> Schema:
 def admitted(plural: str, document: dict[str, Any]) -> dict[str, Any]:
     """The document as it is stored. Raises SchemaError."""
     rules = schema(plural)
-    kept: dict[str, Any] = {key: document[key] for key in ("apiVersion", "kind", "metadata") if key in document}
+    kept: dict[str, Any] = {
+        key: document[key] for key in ("apiVersion", "kind", "metadata") if key in document
+    }
     for key in rules.get("required", ()):
         if key not in document:
             raise SchemaError(f"{key}: Required value")

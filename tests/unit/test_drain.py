@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from remediation.cluster import FencedError
-from remediation.drain import Eviction, Notice, Verdict
+from remediation.drain import SCHEDULER_LAG, Eviction, Notice, Verdict
 from remediation.drain_policy import DrainMode, DrainPolicy, PodSelection, PreDrain
 from remediation.drain_selection import Fate, judge
 from remediation.drain_state import DrainState, Reply
@@ -192,6 +192,8 @@ def test_a_pod_that_is_bound_after_the_first_list_is_found() -> None:
     assert run.evicted == ["late"]
     assert run.run().verdict is Verdict.COMPLETED
     assert run.evicted == ["late"]
+    gone = NOW + timedelta(seconds=3 + 30)
+    assert run.clock.wall() >= gone + SCHEDULER_LAG
 
 
 def test_a_look_that_finds_nothing_new_leaves_the_state_and_the_sentence_as_they_were() -> None:
@@ -331,7 +333,9 @@ def test_a_pod_that_comes_back_for_ever_is_not_evicted_in_a_loop() -> None:
 def test_wait_lets_pods_end_by_themselves() -> None:
     running, done = make_pod("running", owner="", empty_dir=True), make_pod("done", phase="Succeeded")
     run = Drain(running, done, policy=DrainPolicy(mode=DrainMode.WAIT, pods=PodSelection.ALL))
-    assert run.look().again == 15
+    drained = run.look()
+    assert drained.again == 15
+    assert drained.message == "1 pod left: 1 running on (team/running)"
     run.api.put(
         msgspec.structs.replace(running, status=msgspec.structs.replace(running.status, phase="Failed"))
     )

@@ -1,0 +1,228 @@
+"""The policy file, which rule decides, and what a plan and a limit come to."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from health.vocabulary import Advice, Mode, Severity
+from remediation.policy import (
+    DEFAULT_POOL,
+    LADDER,
+    RUNG_STEPS,
+    Match,
+    NodeLimit,
+    Policy,
+    Rule,
+    StepName,
+    acts,
+    advice_rank,
+    load_policy,
+    plan_for,
+)
+from runtime.config_error import ConfigError
+from tests.unit.builders import fault, policy
+
+HEAD = "apiVersion: sickbay.dev/v1alpha1\nkind: Policy\n"
+WHOLE = (
+    HEAD
+    + """
+metadata: {name: fleet}
+pools:
+  - name: h100
+    selector: {matchLabels: {pool: h100, zone: a}}
+  - name: rest
+    selector: {matchLabels: {pool: rest}}
+rules:
+  - name: lost
+    match: {kinds: [DeviceLost], pools: [h100], severities: [Fatal]}
+    mode: Auto
+  - name: replace
+    match: {advice: [ReplaceHardware]}
+    mode: Approve
+    plan: [RebootNode, ReplaceHardware]
+  - name: everything
+    mode: Observe
+budgets:
+  maxFenced: 25%
+  maxDisrupted: 2
+  floor: 0
+  startRate: {perMinute: 3, burst: 4}
+healthyDwell: 90s
+"""
+)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_whole_policy_is_read_as_it_is_written(tmp_path: Path) -> None:
+    read = load_policy(written(tmp_path, WHOLE))
+    assert read.metadata.name == "fleet"
+    assert [pool.name for pool in read.pools] == ["h100", "rest"]
+    assert [(rule.name, rule.mode) for rule in read.rules] == [
+        ("lost", Mode.AUTO),
+        ("replace", Mode.APPROVE),
+        ("everything", Mode.OBSERVE),
+    ]
+    assert read.rules[1].plan == (Advice.REBOOT_NODE, Advice.REPLACE_HARDWARE)
+    assert (str(read.budgets.max_fenced), str(read.budgets.max_disrupted), read.budgets.floor) == (
+        "25%",
+        "2",
+        0,
+    )
+    assert (read.budgets.start_rate.per_minute, read.budgets.start_rate.burst) == (3, 4)
+    assert read.dwell.total_seconds() == 90
+
+
+def test_the_least_that_can_be_written_observes_everything_within_the_default_budgets(tmp_path: Path) -> None:
+    read = load_policy(written(tmp_path, HEAD))
+    assert read == Policy()
+    rule = read.rule_for(fault(), DEFAULT_POOL)
+    assert rule is not None and rule.mode is Mode.OBSERVE
+    assert (str(read.budgets.max_fenced), str(read.budgets.max_disrupted), read.budgets.floor) == (
+        "30%",
+        "5%",
+        1,
+    )
+    assert (read.budgets.start_rate.per_minute, read.budgets.start_rate.burst) == (5, 10)
+    assert read.dwell.total_seconds() == 300
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rules: [{name: r, mode: auto}]", ["rules[0].mode", '"auto"', "Auto"]),
+        (
+            "rules: [{name: r, match: {kinds: [DeviceLsot]}}]",
+            ["rules[0].match.kinds", "DeviceLsot", "DeviceLost"],
+        ),
+        ("rules: [{name: r, match: {advice: [Reboot]}}]", ["rules[0].match.advice", "RebootNode"]),
+        ("rules: [{name: r, match: {pools: [h10]}}]", ["rules[0].match.pools", '"h10"', "default"]),
+        ("rules: [{name: r, plan: [RunDiagnostics]}]", ["rules[0].plan", "RunDiagnostics", "RebootNode"]),
+        ("rules: [{name: r, math: {}}]", ["math", "match"]),
+        ("pools: [{name: a}, {name: a}]", ["pools[1].name", "no other pool"]),
+        ("pools: [{name: default}]", ["pools[0].name", "no other pool"]),
+        ("pools: [{name: ''}]", ["pools[0].name"]),
+        ("budgets: {maxFenced: 30}", None),
+        ("budgets: {maxFenced: 130%}", ["budgets.maxFenced", "130%", "percentage of the nodes"]),
+        ("budgets: {maxFenced: -1}", ["budgets.maxFenced", "-1"]),
+        ("budgets: {maxFenced: 0.3}", ["budgets.maxFenced", "0.3"]),
+        ("budgets: {maxFenced: true}", ["budgets.maxFenced"]),
+        ("budgets: {startRate: {burst: 0}}", ["budgets.startRate.burst"]),
+        ("budgets: {startRate: {perMinute: -1}}", ["budgets.startRate.perMinute"]),
+        ("healthyDwell: 300", ["healthyDwell", "300", "unit"]),
+        ("kind: Polizei", ["kind", "Policy"]),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named_with_key_value_and_what_was_expected(
+    tmp_path: Path, text: str, told: list[str] | None
+) -> None:
+    path = written(tmp_path, text if text.startswith("kind") else HEAD + text)
+    if told is None:
+        load_policy(path)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_policy(path)
+    for part in [str(path), *told]:
+        assert part in str(caught.value)
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    rules = (
+        Rule(name="kind", match=Match(kinds=("DeviceLost",), pools=("a",))),
+        Rule(name="code", match=Match(codes=("xid:79", "xid:119"))),
+        Rule(name="severe", match=Match(severities=(Severity.FATAL,), advice=("RebootNode",))),
+    )
+    made = policy(Mode.AUTO, *rules)
+
+    def decided(pool: str, **about: object) -> str | None:
+        found = made.rule_for(fault(**about), pool)
+        return found.name if found else None
+
+    assert decided("a") == "kind"
+    assert decided("b") == "code"
+    assert decided("b", code="xid:1") == "severe"
+    assert decided("b", code="xid:1", severity=Severity.DEGRADED) is None
+    assert decided("a", kind="EngineHung", code="", advice="ResetDevice") is None
+
+
+def test_a_node_is_in_the_first_pool_that_all_labels_fit_else_in_the_default_one(tmp_path: Path) -> None:
+    read = load_policy(written(tmp_path, WHOLE))
+    assert read.pool_of({"pool": "h100", "zone": "a", "more": "x"}) == "h100"
+    assert read.pool_of({"pool": "h100"}) == DEFAULT_POOL
+    assert read.pool_of({"pool": "rest"}) == "rest"
+    assert read.pool_of({}) == DEFAULT_POOL
+
+
+@pytest.mark.parametrize("advice", Advice)
+def test_advice_that_has_a_ladder_acts_and_its_plan_begins_with_the_cordon(advice: Advice) -> None:
+    plan = plan_for(Rule(name="r"), advice.value)
+    assert acts(fault(advice=advice.value)) == (advice in LADDER) == bool(plan)
+    for rung in plan:
+        assert rung.steps[0] == StepName.CORDON
+        assert rung.steps == tuple(RUNG_STEPS[Advice(rung.rung)])
+    assert [rung.rung for rung in plan] == [rung.value for rung in LADDER.get(advice, ())]
+
+
+@pytest.mark.parametrize("advice", ["", "None", "RunDiagnostics", "RestartWorkload", "ContactSupport"])
+def test_advice_that_is_unknown_or_not_for_nodes_never_acts(advice: str) -> None:
+    assert not acts(fault(advice=advice))
+    assert plan_for(Rule(name="r", plan=(Advice.REBOOT_NODE,)), advice) == ()
+
+
+def test_a_rule_may_name_the_rungs_itself() -> None:
+    plan = plan_for(Rule(name="r", plan=(Advice.RESTART_PLUGIN, Advice.REPLACE_HARDWARE)), "RebootNode")
+    assert [rung.rung for rung in plan] == ["RestartPlugin", "ReplaceHardware"]
+    assert plan_for(Rule(name="r", plan=()), "RebootNode") == ()
+
+
+def test_ranks_grow_with_what_a_repair_costs_and_words_nobody_knows_are_below_all() -> None:
+    assert advice_rank("SomethingNew") < advice_rank("None") < advice_rank("RestartPlugin")
+    assert advice_rank("ResetDevice") < advice_rank("RebootNode") < advice_rank("ReplaceHardware")
+
+
+@pytest.mark.parametrize(
+    ("limit", "population", "floor", "expected"),
+    [
+        ("30%", 10, 1, 3),
+        ("30%", 9, 1, 2),
+        ("30%", 2, 1, 1),
+        ("30%", 2, 0, 0),
+        ("30%", 1, 1, 1),
+        ("30%", 0, 1, 0),
+        ("0%", 10, 0, 0),
+        ("100%", 10, 1, 10),
+        ("5%", 5000, 1, 250),
+        (3, 10, 1, 3),
+        (3, 2, 1, 2),
+        (0, 10, 1, 0),
+    ],
+)
+def test_a_percentage_rounds_down_to_the_floor_and_nothing_is_more_than_all(
+    limit: str | int, population: int, floor: int, expected: int
+) -> None:
+    assert NodeLimit.parse(limit).of(population, floor=floor) == expected
+
+
+@given(st.integers(0, 100), st.integers(0, 6000), st.integers(0, 3))
+def test_a_limit_is_never_above_its_share_but_for_the_floor(
+    percent: int, population: int, floor: int
+) -> None:
+    found = NodeLimit.parse(f"{percent}%").of(population, floor=floor)
+    assert 0 <= found <= population
+    assert found * 100 <= percent * population or found <= floor
+
+
+def test_the_hash_tells_policies_apart_and_is_the_same_for_the_same(tmp_path: Path) -> None:
+    one, same = (load_policy(written(tmp_path, WHOLE)).reference for _ in range(2))
+    other = load_policy(written(tmp_path, WHOLE.replace("90s", "91s"))).reference
+    third = load_policy(written(tmp_path, WHOLE.replace("25%", "26%"))).reference
+    assert one == same and one.name == "fleet" and len(one.hash) == 12
+    assert len({one.hash, other.hash, third.hash}) == 3
+    assert msgspec.json.decode(msgspec.json.encode(one), type=type(one)) == one
