@@ -99,10 +99,9 @@ class ControllerMetrics:
     def count(self, done: Done) -> None:
         """Count an action, and how long after the first sight of the fault a stage ended."""
         kind = type(done.action).__name__.lower()
-        outcome = done.report.outcome
-        unclear = done.report.error or (outcome is not None and not outcome.succeeded)
-        self.actions.labels(kind, "failed" if unclear else "done").inc()
-        if unclear or not done.report.sessions:
+        failed = done.report.failed
+        self.actions.labels(kind, "failed" if failed else "done").inc()
+        if failed or not done.report.sessions:
             return
         status = done.report.sessions[-1].current
         ended = {Phase.FENCED: status.fenced_time, Phase.RELEASED: status.closed_time}.get(status.phase)

@@ -95,7 +95,7 @@ class GpuNode:
         log = self.lab.folder / "plugin.log"
         before = registrations(log)
         child = self.start_plugin()
-        wait_until(lambda: registrations(log) > before, 10, "the registration", logs=[log])
+        wait_until(lambda: registrations(log) > before, 30, "the registration", logs=[log])
         self.await_offered(8, 8)
         return child
 
