@@ -137,7 +137,11 @@ class NodeAgent:
         events = self._events(timeout)
         now, monotonic = self._clock.wall(), self._clock.monotonic()
         for event in events:
-            self._fold.take(event, now=now, monotonic=monotonic)
+            try:
+                self._fold.take(event, now=now, monotonic=monotonic)
+            except Exception:
+                # The kernel log would say the same again after a restart: one event must not blind the node.
+                log.exception("an event could not be taken in", extra={"event": type(event).__name__})
         self._fold.settle(now=now, monotonic=monotonic)
         self._offer()
         self._generation += self._fold.state is not before

@@ -204,7 +204,7 @@ class NodeState:
         held = unattributed.pop(address)
         diagnosis = self.diagnosis
         for (kind, _), fault in held.open.items():
-            diagnosis = diagnosis.without(FaultKind(kind), "")
+            diagnosis = diagnosis.without(kind, "")
             diagnosis = diagnosis.with_fault(msgspec.structs.replace(fault, device_uuid=uuid))
             for other, left in unattributed.items():
                 if (same := left.open.get((kind, other))) and kind != FaultKind.RECOVERY_REQUIRED:

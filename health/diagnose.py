@@ -88,11 +88,9 @@ class Diagnosis:
         merged = fault if known is None else _merged(known, fault)
         return replace(self, open={**self.open, fault.identity: merged})
 
-    def without(self, kind: FaultKind, uuid: str) -> Diagnosis:
-        """End a fault, if it is open."""
-        return replace(
-            self, open={key: fault for key, fault in self.open.items() if key != (kind.value, uuid)}
-        )
+    def without(self, kind: str, uuid: str) -> Diagnosis:
+        """End a fault, if it is open. The kind may be one that a newer version remembered."""
+        return replace(self, open={key: fault for key, fault in self.open.items() if key != (kind, uuid)})
 
     def with_verdict(
         self, uuid: str, action: str, now: datetime, *, evidence: Evidence | None = None, drill: bool = False
@@ -158,7 +156,11 @@ class Diagnosis:
         action = self.verdicts.get(fault.device_uuid, _NO_VERDICT)
         if action == _NO_VERDICT or not _hardware(fault):
             return fault
-        return msgspec.structs.replace(fault, advice=recovery_advice(action) or Advice.NONE)
+        verdict = recovery_advice(action)
+        if verdict is None or verdict is Advice.NONE:
+            # A word that is not known, or asks for nothing that we do, takes no certain advice away.
+            return fault
+        return msgspec.structs.replace(fault, advice=verdict)
 
 
 def nobodys(fault: Fault) -> Fault:

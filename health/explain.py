@@ -54,12 +54,13 @@ def explain(subject: str, catalogue: Catalogue) -> Explanation | None:
 
 def _explained(entry: Xid, line: XidLine) -> Explanation:
     verdict = recovery_advice(line.recovery_action) if line.recovery_action else None
+    asks = verdict is not None and verdict is not Advice.NONE
     return Explanation(
         code=entry.code,
         name=entry.name,
         meaning=entry.meaning,
-        kind=entry.kind.value if entry.kind else "",
-        severity=entry.severity.value,
+        kind=FaultKind.RECOVERY_REQUIRED.value if asks else entry.kind.value if entry.kind else "",
+        severity=Severity.FATAL.value if asks else entry.severity.value,
         advice=(verdict or entry.advice).value,
         clears_on=entry.clears_on.value,
         vendor_action=entry.vendor_action,

@@ -43,8 +43,8 @@ class Device(Wire, frozen=True):
     """One accelerator, or one partition of it.
 
     `index` is the vendor tool's number, `pci_address` is `dddd:bb:dd.f` in lower case, `vendor` the vendor's
-    name in lower case (`nvidia`, `amd`), `recovery_action` the driver's own verdict in its words (NVML field
-    230; empty where the driver has none).
+    name in lower case (`nvidia`, `amd`), `recovery_action` the driver's own verdict as one word (NVML field
+    230: `GPUResetRequired`; empty where the driver has none).
     """
 
     uuid: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from health.report import AcceleratorReport
-from health.vocabulary import Mode, Phase, SourceState
+from health.vocabulary import DeviceHealth, Mode, Phase, SourceState
 from remediation import budget, journal
 from remediation.fleet import Node
 from remediation.objects import AcceleratorRemediation, NodeAction, RemediationStatus
@@ -15,6 +15,9 @@ from remediation.situation import MODES, RECHECK, Decision, Run, Situation, Writ
 
 IMPLEMENTED = frozenset({StepName.CORDON, StepName.UNCORDON})
 """The steps that exist. A plan that needs another one ends fenced and held."""
+
+DEVICE_SOURCE = "nvml"
+"""The source by which an agent sees its devices: without it nothing about them is proven."""
 
 _PEOPLES_HOLDS = ("HeldByUser", "OptedOut", "ApprovalDenied")
 
@@ -109,7 +112,7 @@ def _recover(
 ) -> Decision:
     """Nothing is left of the faults: wait out the healthy dwell, then give the node back."""
     name = session.metadata.name
-    if why := _unproven(node, report):
+    if why := _unproven(node, status, report):
         status = replace(status, healthy_since=None)
         if status.phase is Phase.VERIFYING:
             status = replace(status, reason="NotProvenHealthy", message=why)
@@ -138,15 +141,22 @@ def _recover(
     return close(at, session, status, then, sentence)
 
 
-def _unproven(node: Node, report: AcceleratorReport | None) -> str:
-    """Why the node is not proven healthy, if it is not: no data is no proof."""
+def _unproven(node: Node, status: RemediationStatus, report: AcceleratorReport | None) -> str:
+    """Why the node is not proven healthy, if it is not: no data is no proof, and a device that is gone is none."""
     if report is None:
         return "no fresh report of the node's present boot"
     if not node.ready:
         return "the node is not Ready"
     for source in report.status.sources:
-        if source.state in (SourceState.FAILED, SourceState.STALE):
+        broken = source.state in (SourceState.FAILED, SourceState.STALE)
+        if broken or (source.name == DEVICE_SOURCE and source.state is not SourceState.LIVE):
             return f"the agent's source {source.name} is {source.state}"
+    health = {device.uuid: device.health for device in report.status.devices}
+    for uuid in sorted({incident.device_uuid for incident in status.incidents if incident.device_uuid}):
+        if uuid not in health:
+            return f"device {uuid} is missing"
+        if health[uuid] is not DeviceHealth.HEALTHY:
+            return f"device {uuid} is {health[uuid]}"
     return ""
 
 

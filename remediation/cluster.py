@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from health.vocabulary import GROUP_VERSION
-from remediation.fleet import Node
+from remediation.fleet import FIELD_MANAGER, Node
 from remediation.objects import (
     NODE_LABEL,
     OPENING_ANNOTATION,
@@ -48,13 +48,17 @@ class Cluster:
         self._unclear: frozenset[str] = frozenset()
 
     def get_node(self, name: str) -> Node:
-        """A live read of a node."""
-        return msgspec.json.decode(self._session.get(f"{NODES}/{name}").body, type=Node)
+        """A live read of a node, with who has set its cordon."""
+        body = self._session.get(f"{NODES}/{name}").body
+        node = msgspec.json.decode(body, type=Node)
+        return msgspec.structs.replace(node, cordoned_by=_cordoned_by(body))
 
     def patch_node(self, name: str, patch: bytes) -> Node:
         """Merge-patch a node; the patch carries the preconditions."""
         self._guard()
-        return msgspec.json.decode(self._session.merge_patch(f"{NODES}/{name}", patch).body, type=Node)
+        query = {"fieldManager": FIELD_MANAGER}
+        body = self._session.merge_patch(f"{NODES}/{name}", patch, query=query).body
+        return msgspec.json.decode(body, type=Node)
 
     def sessions_of(self, node_uid: str) -> tuple[AcceleratorRemediation, ...]:
         """A live list of the sessions of a node. Raises UnreadableError where one of them cannot be read."""
@@ -186,6 +190,27 @@ def _read(document: bytes | msgspec.Raw) -> AcceleratorRemediation | _Unreadable
     except msgspec.MsgspecError as error:
         metadata = msgspec.json.decode(document, type=_Named).metadata
         return _Unreadable(metadata.labels.get(NODE_LABEL, ""), f"{metadata.name} cannot be read: {error}")
+
+
+class _Manager(msgspec.Struct, frozen=True):
+    manager: str = ""
+    fields: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict, name="fieldsV1")
+
+
+class _ManagedMetadata(msgspec.Struct, frozen=True):
+    managed: tuple[_Manager, ...] = msgspec.field(default=(), name="managedFields")
+
+
+class _Managed(msgspec.Struct, frozen=True):
+    metadata: _ManagedMetadata
+
+
+def _cordoned_by(node: bytes) -> str:
+    """The field manager of `spec.unschedulable` as the API server keeps it; empty where nobody has set it."""
+    for entry in msgspec.json.decode(node, type=_Managed).metadata.managed:
+        if b'"f:unschedulable"' in bytes(entry.fields.get("f:spec", b"")):
+            return entry.manager
+    return ""
 
 
 def _whole(status: RemediationStatus) -> dict[str, object]:

@@ -6,7 +6,9 @@ import logging
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +26,7 @@ from remediation.objects import AcceleratorControl, AcceleratorRemediation, Star
 from remediation.policy import Policy, load_policy
 from remediation.reflector import Event, Kind, Reflector
 from remediation.retention import outlived
-from runtime.api_errors import ApiError
+from runtime.api_errors import ApiError, Forbidden, Invalid, NotFound
 from runtime.clock import SystemClock
 from runtime.config_error import ConfigError
 from runtime.endpoint import Endpoint
@@ -50,7 +52,9 @@ class Controller:
         self._version = version
         self._clock = SystemClock()
         self._leading = threading.Event()
+        self._terms = threading.Lock()
         self._term = 0
+        self._took_office: float | None = None
         self.stopping = threading.Event()
         self._cluster = Cluster(session, may_write=self._may_write)
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="step")
@@ -124,14 +128,18 @@ class Controller:
 
     def _on_started(self, transitions: int) -> None:
         """Runs in the elector's thread, which must go on renewing: so the takeover has one of its own."""
-        self._term += 1
-        arguments = (transitions, self._term)
+        with self._terms:
+            self._term += 1
+            arguments = (transitions, self._term)
+            self._took_office = self._clock.monotonic()
         threading.Thread(target=self._take_over, args=arguments, name="takeover", daemon=True).start()
 
     def _on_stopped(self, reason: str) -> None:
-        self._term += 1
-        self._leading.clear()
-        self._engine.inbox.put(Led(0))
+        with self._terms:
+            self._term += 1
+            self._took_office = None
+            self._leading.clear()
+            self._engine.inbox.put(Led(0))
         log.warning("no longer the leader", extra={"reason": reason})
 
     def _take_over(self, transitions: int, term: int) -> None:
@@ -143,20 +151,47 @@ class Controller:
             try:
                 sessions = self._cluster.all_sessions()
                 epoch = 1 + max([transitions, *(session.current.leader_epoch for session in sessions)])
-                self._session.user_agent = f"sickbay-controller/{self._version} epoch/{epoch}"
-                self._leading.set()
-                self._stamp([session for session in sessions if not session.current.phase.closed], epoch)
-                self._engine.inbox.put(Led(epoch))
-                log.info("leads", extra={"epoch": epoch, "open_sessions": len(sessions)})
+                open_sessions = [session for session in sessions if not session.current.phase.closed]
+                if not self._while_in(term, partial(self._begin, epoch)):
+                    return
+                self._stamp(open_sessions, epoch)
+                self._while_in(term, partial(self._lead, epoch, len(open_sessions)))
                 return
             except ApiError as error:
-                self._leading.clear()
                 log.warning("cannot take over yet", extra={"error": str(error)})
-                self.stopping.wait(1.0)
+            except Exception:
+                log.exception("cannot take over, for a reason that nobody foresaw")
+            self._while_in(term, self._leading.clear)
+            self.stopping.wait(1.0)
+
+    def _while_in(self, term: int, act: Callable[[], None]) -> bool:
+        """Do it if this is still the term, which cannot end meanwhile; whether it was."""
+        with self._terms:
+            if self._term != term:
+                return False
+            act()
+            return True
+
+    def _begin(self, epoch: int) -> None:
+        self._session.user_agent = f"sickbay-controller/{self._version} epoch/{epoch}"
+        self._leading.set()
+
+    def _lead(self, epoch: int, open_sessions: int) -> None:
+        self._took_office = None
+        self._engine.inbox.put(Led(epoch))
+        log.info("leads", extra={"epoch": epoch, "open_sessions": open_sessions})
 
     def _stamp(self, sessions: list[AcceleratorRemediation], epoch: int) -> None:
         for session in sessions:
-            stamped = self._cluster.write_status(session, replace(session.current, leader_epoch=epoch))
+            try:
+                stamped = self._cluster.write_status(session, replace(session.current, leader_epoch=epoch))
+            except (Invalid, Forbidden, NotFound) as error:
+                # One session that can never be written must not keep all nodes from being looked after.
+                log.error(
+                    "a session cannot be taken over",
+                    extra={"session": session.metadata.name, "error": str(error)},
+                )
+                continue
             self._engine.inbox.put(Seen(Resource.SESSION, Kind.MODIFIED, stamped.metadata.name, stamped))
 
     def _keep_house(self) -> None:
@@ -214,7 +249,11 @@ class Controller:
         )
 
     def _healthz(self) -> tuple[bool, str]:
-        silent = self._clock.monotonic() - self._beat
+        now = self._clock.monotonic()
+        took_office = self._took_office
+        if took_office is not None and now - took_office > _STALLED:
+            return False, f"holds the lease for {now - took_office:.0f} s and cannot take over"
+        silent = now - self._beat
         return silent < _STALLED, f"the deciding loop was last seen {silent:.0f} s ago"
 
     def _readyz(self) -> tuple[bool, str]:

@@ -15,6 +15,9 @@ from health.report import AcceleratorReport, Wire
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, NodeAction
 from remediation.policy import acts
 
+FIELD_MANAGER = "sickbay-controller"
+"""The name under which the API server keeps which fields of a Node are ours."""
+
 SESSION_KEY = "sickbay.dev/session"
 """Annotation on a node: the session that cordoned it. It is the ownership record of that cordon."""
 HOLD_KEY = "sickbay.dev/hold"
@@ -83,6 +86,8 @@ class Node(Wire, frozen=True):
     metadata: NodeMetadata
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
+    cordoned_by: str = ""
+    """The field manager that has set `spec.unschedulable`, where a live read told it."""
 
     @property
     def name(self) -> str:

@@ -24,12 +24,6 @@ INCIDENT_LIMIT = 256
 MESSAGE_LIMIT = 1024
 """Characters of a message; the schema allows no more."""
 
-INCIDENT_LIMIT = 256
-"""Incidents of a session."""
-
-MESSAGE_LIMIT = 1024
-"""Characters of a message."""
-
 OPENING_ANNOTATION = "sickbay.dev/opening"
 """The status a session is born with. The API server drops `status` on create, and the first intent must not
 wait for a second write: so it travels in this annotation until the first status write replaces it."""

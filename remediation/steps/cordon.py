@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from remediation.fleet import SESSION_KEY, Node
+from remediation.fleet import FIELD_MANAGER, SESSION_KEY, Node
 from remediation.steps.outcome import Outcome, Result
 from runtime.api_errors import Conflict, NotFound
 
@@ -71,6 +71,11 @@ def uncordon(api: NodeApi, node: Node, *, session: str) -> Outcome:
             return Outcome(Result.DONE, "the record is removed", api.patch_node(node.name, patch))
         if not current.like(node):
             return Outcome(Result.CHANGED, "the node changed before it was uncordoned", current)
+        if current.cordoned_by not in ("", FIELD_MANAGER):
+            # Uncordoned and cordoned again while nobody of us looked: the record is ours, the cordon is not.
+            patch = _patch(current, {"annotations": {SESSION_KEY: None}})
+            message = f"the cordon is by {current.cordoned_by}, so it stays, and only the record is removed"
+            return Outcome(Result.NOT_OURS, message, api.patch_node(node.name, patch))
         patch = _patch(current, {"annotations": {SESSION_KEY: None}}, {"unschedulable": None})
         return Outcome(Result.DONE, "uncordoned", api.patch_node(node.name, patch))
     except Conflict:

@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from simulation.machine import load, save
 from tests.lab import manifests
 from tests.lab.api import Object
 from tests.lab.conftest import clean
@@ -174,6 +176,49 @@ def test_a_node_that_a_person_cordoned_first_stays_theirs(rig: Rig, two_nodes: t
     rig.start_agent(two_nodes[0])
     wait_phase(rig, "n1", "Released", deadline=40)
     assert rig.node("n1")["spec"]["unschedulable"] is True
+
+
+def test_a_node_that_was_uncordoned_and_cordoned_again_while_nobody_looked_stays_theirs(
+    rig: Rig, two_nodes: tuple[Node, Node]
+) -> None:
+    rig.lose_gpu("n1")
+    wait_phase(rig, "n1", "Held")
+    assert rig.controller is not None
+    rig.controller.kill()
+    rig.lab.kubectl("uncordon", "n1")
+    rig.lab.kubectl("cordon", "n1")
+    assert owner(rig, "n1")
+    rig.start_controller()
+    rig.agents["n1"].child.stop()
+    rig.agents["n1"].kernel_log.write_text("")
+    two_nodes[0].reboot(rig.lab.api)
+    rig.start_agent(two_nodes[0])
+    wait_phase(rig, "n1", "Released", deadline=60)
+    assert rig.node("n1")["spec"]["unschedulable"] is True
+    assert owner(rig, "n1") == ""
+
+
+def test_a_node_whose_gpu_did_not_come_back_is_not_given_back(rig: Rig, two_nodes: tuple[Node, Node]) -> None:
+    rig.lose_gpu("n1")
+    wait_phase(rig, "n1", "Held")
+    agent = rig.agents["n1"]
+    agent.child.stop()
+    agent.kernel_log.write_text("")
+    machine = load(agent.machine)
+    lost = machine.devices[GPU_OF_ADDRESS_3B]
+    save(agent.machine, replace(machine, devices=tuple(one for one in machine.devices if one is not lost)))
+    two_nodes[0].reboot(rig.lab.api)
+    rig.start_agent(two_nodes[0])
+
+    wait_until(lambda: not rig.report("n1")["status"].get("faults"), 20, "the fault to clear", logs=rig.logs)
+    sequence = rig.report("n1")["status"]["sequence"]
+    wait_until(lambda: rig.report("n1")["status"]["sequence"] >= sequence + 4, 20, "renewals past the dwell")
+    assert rig.node("n1")["spec"]["unschedulable"] is True
+    save(agent.machine, machine)
+    rig.agents["n1"].child.stop()
+    rig.start_agent(two_nodes[0])
+    wait_phase(rig, "n1", "Released", deadline=40)
+    assert not rig.node("n1")["spec"].get("unschedulable")
 
 
 def test_observe_tells_the_story_and_changes_nothing(rig: Rig) -> None:

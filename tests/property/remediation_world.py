@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from health.report import AcceleratorReport, Device, Fault, ReportMetadata, ReportStatus, Source
-from health.vocabulary import Mode, Phase, Severity, SourceState
+from health.vocabulary import DeviceHealth, Mode, Phase, Severity, SourceState
 from remediation import budget
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS
 from remediation.engine import Resource, Seen
@@ -50,7 +50,10 @@ class Agent:
             node_uid=self.uid,
             boot_id=self.boot,
             sequence=self.sequence,
-            devices=(Device(uuid="GPU-0", index=0, serial="S0"), Device(uuid="GPU-1", index=1, serial="S1")),
+            devices=(
+                Device(uuid="GPU-0", index=0, serial="S0", health=DeviceHealth.HEALTHY),
+                Device(uuid="GPU-1", index=1, serial="S1", health=DeviceHealth.HEALTHY),
+            ),
             faults=tuple(self.faults.values()),
             sources=(Source("nvml", SourceState.FAILED if self.failing else SourceState.LIVE),),
         )

@@ -370,7 +370,7 @@ def machine(examples: int, steps: int) -> settings:
 class TestRemediation(Remediation.TestCase):
     """Short runs, many of them."""
 
-    settings = machine(40, 40)
+    settings = machine(120, 50)
 
 
 @pytest.mark.deep

@@ -12,7 +12,7 @@ from health.report import (
     ReportStatus,
     Source,
 )
-from health.vocabulary import Mode, Phase, Severity
+from health.vocabulary import DeviceHealth, Mode, Phase, Severity
 from remediation import journal
 from remediation.budget import StartBucket
 from remediation.fleet import (
@@ -92,7 +92,10 @@ def report(
             node_uid=uid or f"uid-{name}",
             boot_id=boot,
             sequence=sequence,
-            devices=(Device(uuid=GPU, index=0, serial="S1"), Device(uuid=OTHER_GPU, index=1, serial="S2")),
+            devices=(
+                Device(uuid=GPU, index=0, serial="S1", health=DeviceHealth.HEALTHY),
+                Device(uuid=OTHER_GPU, index=1, serial="S2", health=DeviceHealth.HEALTHY),
+            ),
             faults=faults,
             sources=sources,
         ),

@@ -225,3 +225,9 @@ def test_a_fault_can_be_ended_by_name():
     raised = diagnosed(event(79), event(94))
     assert only(raised.without(FaultKind.DEVICE_LOST, GPU)).kind == "ContainedMemory"
     assert raised.without(FaultKind.PLUGIN_DEAD, GPU).faults == raised.faults
+
+
+def test_a_verdict_that_is_unknown_or_asks_for_nothing_takes_no_certain_advice_away():
+    for words in ("Drain P2P", "Polish The Fans"):
+        lost = only(diagnosed(event(79), xid_154(words)))
+        assert (lost.severity, lost.advice) == ("Fatal", "RebootNode")

@@ -56,6 +56,7 @@ def test_the_drivers_verdict_outranks_the_catalogue(capsys: pytest.CaptureFixtur
     line = "NVRM: Xid (PCI:0000:55:00): 154, GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)"
     found = explained(capsys, line)
     assert (found["recoveryAction"], found["advice"]) == ("Node Reboot Required", "RebootNode")
+    assert (found["kind"], found["severity"]) == ("RecoveryRequired", "Fatal")
 
 
 def test_an_xid_that_nobody_knows_is_said_to_be_unknown_and_never_acts(

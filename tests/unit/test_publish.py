@@ -149,6 +149,7 @@ def test_a_fatal_fault_is_written_at_once_though_the_bucket_is_empty(server, pub
     publishing.publisher.offer(FATAL)
     server.await_fault("DeviceLost")
     assert server.times[-1] - begun < 0.5
+    wait_until(lambda: len(publishing.written) >= 4, 5, "the answer to be taken in", every=0.002)
     assert [kind for _, kind, _ in publishing.written[:3]] == [Write.CHANGE] * 3
     assert publishing.written[3][1] is Write.FATAL
 
