@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -123,19 +125,16 @@ def test_an_xid_79_line_fences_its_node_and_a_reboot_brings_it_back(
     assert rig.report("n1")["status"].get("faults", []) == []
 
 
-MOMENTS = {
-    "the fault is reported": lambda rig: rig.report("n1")["status"].get("faults"),
-    "the session is created": lambda rig: rig.sessions("n1"),
-    "the node is cordoned": lambda rig: rig.node("n1")["spec"].get("unschedulable"),
-}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_controller_killed_as_soon_as(rig: Rig, moment: str) -> None:
-    rig.lose_gpu("n1")
-    wait_until(lambda: MOMENTS[moment](rig), 10, moment, every=0.001, logs=rig.logs)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_controller_killed_at_a_random_moment_ends_the_same(rig: Rig, seed: int) -> None:
+    """The chain takes some 25 ms from the line to the cordon and 10 more to the journal: the kill falls into it."""
+    moment = Random(seed).uniform(0.005, 0.04)
     assert rig.controller is not None
+    rig.lose_gpu("n1")
+    threading.Event().wait(moment)
     rig.controller.kill()
+    hit = f"killed after {moment * 1000:.0f} ms: {len(rig.sessions('n1'))} sessions, {rig.node('n1')['spec']}"
+    print(hit)
     rig.start_controller()
     session = wait_phase(rig, "n1", "Held", deadline=60)
     assert_fenced_by_its_session(rig, "n1", session)

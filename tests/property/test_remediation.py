@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from health.report import Fault
 from health.vocabulary import Advice, Mode, Phase, Severity
@@ -15,9 +15,9 @@ from remediation.fleet import HOLD_KEY, OPT_OUT_KEY, SESSION_KEY
 from remediation.objects import OPENING_ANNOTATION
 from remediation.policy import Match, Policy, Rule, StepName
 from remediation.situation import Open
-from tests.property.remediation_world import POOLS, RATE, World
+from tests.property.remediation_world import RATE, World
 from tests.unit.builders import FULL, control, fault, fleet, later, node, policy, report, situation
-from tests.unit.fake_cluster import Crash, Document, Trouble
+from tests.unit.fake_cluster import Trouble
 
 # kind, advice, what clears it, severity
 FAULTS = (
@@ -62,19 +62,20 @@ CRASHES = (
     Trouble.CONFLICT,
 )
 
-names = st.sampled_from(sorted(POOLS))
+# The first node meets most of it, so that things meet each other.
+names = st.sampled_from(("n1", "n1", "n1", "n2", "n2", "n3", "n4", "n5"))
 collections = st.sampled_from((REPORTS, NODES, REMEDIATIONS, CONTROLS))
-whole = st.integers(min_value=0, max_value=50)
 
 
 class Remediation(RuleBasedStateMachine):
     """Rules are what anybody may do; after each, the leader sees what is not held back, and acts."""
 
-    @initialize(which=st.sampled_from(POLICIES))
-    def begin(self, which: Policy) -> None:
+    @initialize(which=st.sampled_from(POLICIES), first=st.sampled_from(FAULTS[:3]))
+    def begin(self, which: Policy, first: tuple[str, str, str, str]) -> None:
         self.world = World()
         self.change_policy(which)
         self.world.let_pass(45)
+        self.raise_fault("n1", first, "GPU-0")
 
     @invariant()
     def hold(self) -> None:
@@ -82,249 +83,220 @@ class Remediation(RuleBasedStateMachine):
             self.world.run()
             self.world.monitor.check()
 
-    def _there(self, name: str) -> bool:
-        return name in self.world.agents
-
     def _session(self, number: int) -> str:
         found = self.world.sessions()
         return found[number % len(found)].metadata.name if found else ""
 
-    # Machines and their agents.
-
     @rule(name=names, which=st.sampled_from(FAULTS), device=st.sampled_from(("GPU-0", "GPU-1")))
     def raise_fault(self, name: str, which: tuple[str, str, str, str], device: str) -> None:
-        if self._there(name):
+        if name in self.world.agents:
             kind, advice, clears_on, severity = which
             self.world.raise_fault(name, kind, device, advice, clears_on, severity)
 
-    @rule(which=st.sampled_from(FAULTS[:4]))
+    @rule(which=st.sampled_from(FAULTS[:3]))
     def storm(self, which: tuple[str, str, str, str]) -> None:
         for name in list(self.world.agents):
             self.raise_fault(name, which, "GPU-0")
 
-    @rule(name=names, which=st.sampled_from(FAULTS), seconds=st.sampled_from((1.0, 70.0)))
-    def fault_lasts(self, name: str, which: tuple[str, str, str, str], seconds: float) -> None:
-        self.raise_fault(name, which, "GPU-0")
-        self.world.let_pass(seconds)
-
-    @rule(name=names, seconds=st.sampled_from((1.0, 50.0, 130.0)))
-    def reboot_helps(self, name: str, seconds: float) -> None:
-        self.reboot(name, kubelet=True, agent=True)
-        self.world.let_pass(seconds)
-
-    @rule(name=names)
-    def clear_faults(self, name: str) -> None:
-        if self._there(name):
-            self.world.clear_faults(name)
-
-    @rule(name=names, which=st.sampled_from(FAULTS[2:]))
-    def flap(self, name: str, which: tuple[str, str, str, str]) -> None:
-        for _ in range(2):
-            self.raise_fault(name, which, "GPU-0")
-            self.world.run()
-            self.clear_faults(name)
-            self.world.run()
-
-    @rule(name=names, kubelet=st.booleans(), agent=st.booleans())
-    def reboot(self, name: str, kubelet: bool, agent: bool) -> None:
-        if self._there(name):
-            self.world.reboot(name, kubelet=kubelet, agent=agent)
-
-    @rule(name=names, silent=st.booleans(), failing=st.booleans())
-    def agent_falls_silent_or_speaks(self, name: str, silent: bool, failing: bool) -> None:
-        if self._there(name):
-            self.world.agents[name].silent = silent
-            self.world.agents[name].failing = failing
-            self.world.tell(name)
-
-    @rule(name=names, other=names)
-    def report_of_another_node(self, name: str, other: str) -> None:
-        if self._there(name) and self._there(other):
-            self.world.agents[name].uid = self.world.api.get(NODES, other)["metadata"]["uid"]
-            self.world.tell(name)
-
-    @rule(name=names)
-    def report_vanishes(self, name: str) -> None:
-        if name in self.world.api.objects[REPORTS]:
-            self.world.api.remove(REPORTS, name)
-
-    @rule(name=names, yes=st.booleans())
-    def readiness(self, name: str, yes: bool) -> None:
-        if self._there(name):
-            self.world.ready(name, yes=yes)
-
-    @rule(name=names)
-    def node_goes_or_comes(self, name: str) -> None:
-        if self._there(name):
-            self.world.remove_node(name)
+    @rule(
+        name=names,
+        how=st.sampled_from(("clear", "reboot", "flap")),
+        seconds=st.sampled_from((0.0, 50.0, 130.0)),
+    )
+    def faults_end(self, name: str, how: str, seconds: float) -> None:
+        if name not in self.world.agents:
+            return
+        if how == "reboot":
+            self.world.reboot(name)
         else:
-            self.world.add_node(name)
+            self.world.clear_faults(name)
+        if how == "flap":
+            self.world.run()
+            self.raise_fault(name, FAULTS[2], "GPU-0")
+        self.world.let_pass(seconds)
 
-    @rule(name=names)
-    def node_is_replaced_at_once(self, name: str) -> None:
-        if self._there(name):
-            self.world.remove_node(name)
-            self.world.add_node(name)
+    @rule(
+        name=names,
+        other=names,
+        what=st.sampled_from(
+            (
+                "kubelet boots",
+                "agent boots",
+                "silent",
+                "blind",
+                "speaks",
+                "mixed up",
+                "no report",
+                "not ready",
+                "ready",
+                "goes",
+                "comes",
+                "replaced",
+                "taken",
+                "free",
+                "maintenance",
+            )
+        ),
+    )
+    def machine(self, name: str, other: str, what: str) -> None:
+        world = self.world
+        if name not in world.agents:
+            if what in ("comes", "replaced"):
+                world.add_node(name)
+            return
+        agent = world.agents[name]
+        match what:
+            case "kubelet boots" | "agent boots":
+                world.reboot(name, kubelet=what == "kubelet boots", agent=what == "agent boots")
+            case "silent" | "blind" | "speaks":
+                agent.silent, agent.failing = what == "silent", what == "blind"
+                world.tell(name)
+            case "mixed up" if other in world.agents:
+                agent.uid = world.api.get(NODES, other)["metadata"]["uid"]
+                world.tell(name)
+            case "no report" if name in world.api.objects[REPORTS]:
+                world.api.remove(REPORTS, name)
+            case "not ready" | "ready":
+                world.ready(name, yes=what == "ready")
+            case "goes" | "replaced":
+                world.remove_node(name)
+                if what == "replaced":
+                    world.add_node(name)
+            case "taken" | "free":
+                taints = [{"key": "karpenter.sh/disrupted"}] if what == "taken" else []
+                world.node(name, lambda node: node["spec"].update(taints=taints))
+            case "maintenance" if name in world.api.objects[REPORTS]:
+                spec = {"maintenance": {"reason": "driver", "since": "2026-01-01T00:00:00Z"}}
+                world.api.edit(
+                    REPORTS, name, lambda report: report.update(spec={} if report.get("spec") else spec)
+                )
 
-    @rule(name=names, on=st.booleans())
-    def somebody_else_works_on_it(self, name: str, on: bool) -> None:
-        if self._there(name):
-            taints = [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}] if on else []
-            self.world.node(name, lambda node: node["spec"].update(taints=taints))
+    @rule(
+        name=names,
+        what=st.sampled_from(
+            (
+                "cordon",
+                "uncordon",
+                "uncordon",
+                "hold",
+                "go on",
+                "opt out",
+                "opt in",
+                "take over",
+                "Hold",
+                "OptOut",
+                "none",
+            )
+        ),
+    )
+    def person_at_a_node(self, name: str, what: str) -> None:
+        world = self.world
+        match what:
+            case "Hold" | "OptOut":
+                world.switch(nodes=[{"name": name, "action": what, "user": "alice"}])
+            case "none":
+                world.switch(nodes=None)
+            case _ if name not in world.agents:
+                return
+            case "cordon":
+                world.cordon(name)
+            case "uncordon":
+                world.uncordon(name)
+            case "hold" | "go on":
+                world.annotate(name, HOLD_KEY, on=what == "hold")
+            case "opt out" | "opt in":
+                world.annotate(name, OPT_OUT_KEY, on=what == "opt out")
+            case "take over":
+                world.unrecord(name)
 
-    @rule(name=names, on=st.booleans())
-    def maintenance(self, name: str, on: bool) -> None:
-        if name in self.world.api.objects[REPORTS]:
-            spec = {"maintenance": {"reason": "driver", "since": "2026-01-01T00:00:00Z"}} if on else {}
-            self.world.api.edit(REPORTS, name, lambda report: report.update(spec=spec))
-
-    # People.
-
-    @rule(name=names)
-    def person_cordons(self, name: str) -> None:
-        if self._there(name):
-            self.world.cordon(name)
-
-    @rule(name=names)
-    def person_uncordons(self, name: str) -> None:
-        if self._there(name):
-            self.world.uncordon(name)
-
-    @rule(name=names, key=st.sampled_from((HOLD_KEY, OPT_OUT_KEY)), on=st.booleans())
-    def person_annotates(self, name: str, key: str, on: bool) -> None:
-        if self._there(name):
-            self.world.annotate(name, key, on=on)
-
-    @rule(name=names)
-    def person_removes_the_record(self, name: str) -> None:
-        if self._there(name):
-            node = self.world.api.get(NODES, name)
-            if SESSION_KEY in node["metadata"]["annotations"]:
-                uid = node["metadata"]["uid"]
-                for marks in (self.world.monitor.ours, self.world.monitor.unclear):
-                    marks.discard(uid)
-                self.world.monitor.persons.add(uid)
-                self.world.annotate(name, SESSION_KEY, on=False)
-
-    @rule(name=names, action=st.sampled_from(("Hold", "OptOut", None)))
-    def person_switches(self, name: str, action: str | None) -> None:
-        nodes = [{"name": name, "action": action, "user": "alice"}] if action else None
-        self.world.switch(nodes=nodes)
+    @rule(
+        number=st.integers(min_value=0, max_value=4),
+        what=st.sampled_from(
+            (
+                "approve",
+                "approve",
+                "deny",
+                "withdraw",
+                "hold",
+                "go on",
+                "delete",
+                "spoil the status",
+                "spoil the opening",
+                "empty it",
+            )
+        ),
+    )
+    def person_at_a_session(self, number: int, what: str) -> None:
+        world, name = self.world, self._session(number)
+        if not name:
+            return
+        match what:
+            case "approve" | "deny":
+                decision = "Approved" if what == "approve" else "Denied"
+                world.say(name, "approval", {"decision": decision, "user": "bob"})
+            case "withdraw":
+                world.say(name, "approval", None)
+            case "hold" | "go on":
+                world.say(name, "hold", {"user": "bob"} if what == "hold" else None)
+            case "delete":
+                world.forget(name)
+            case "spoil the status":
+                world.spoil(name, ("phase", "closedTime", "journal")[number % 3])
+            case "spoil the opening" | "empty it":
+                text = "{" if what == "empty it" else '{"phase":"Held"}'
+                opening = {OPENING_ANNOTATION: text}
+                world.api.edit(
+                    REMEDIATIONS, name, lambda found: found["metadata"]["annotations"].update(opening)
+                )
 
     @rule(on=st.booleans())
     def person_pauses(self, on: bool) -> None:
         self.world.switch(pause={"user": "alice"} if on else None)
-
-    @rule(number=whole, decision=st.sampled_from(("Approved", "Approved", "Denied", None)))
-    def person_decides(self, number: int, decision: str | None) -> None:
-        if name := self._session(number):
-            self.world.say(name, "approval", {"decision": decision, "user": "bob"} if decision else None)
-
-    @rule(number=whole, on=st.booleans())
-    def person_holds_a_session(self, number: int, on: bool) -> None:
-        if name := self._session(number):
-            self.world.say(name, "hold", {"user": "bob"} if on else None)
-
-    @rule(number=whole)
-    def person_deletes_a_session(self, number: int) -> None:
-        if name := self._session(number):
-            self.world.api.remove(REMEDIATIONS, name)
-            self.world.garbled.pop(name, None)
-            self.world.monitor.excused += 1
-
-    @rule(number=whole, text=st.sampled_from(("", "{", "[]", '{"phase":"Broken"}', '{"phase":"Held"}')))
-    def person_spoils_an_opening(self, number: int, text: str) -> None:
-        if name := self._session(number):
-            self.world.api.edit(
-                REMEDIATIONS,
-                name,
-                lambda found: found["metadata"]["annotations"].update({OPENING_ANNOTATION: text}),
-            )
-
-    @rule(number=whole, key=st.sampled_from(("phase", "closedTime", "journal")))
-    def person_spoils_a_status(self, number: int, key: str) -> None:
-        name = self._session(number)
-        if not name or name in self.world.garbled:
-            return
-        self.world.garbled[name] = self.world.api.get(REMEDIATIONS, name).get("status")
-
-        def spoil(found: Document) -> None:
-            found.setdefault("status", {})[key] = "12 o'clock"
-
-        self.world.api.edit(REMEDIATIONS, name, spoil)
 
     @rule(which=st.sampled_from(POLICIES))
     def change_policy(self, which: Policy) -> None:
         self.world.policy = which
         self.world.controller.engine.inbox.put(NewPolicy(which))
 
-    # The API, the watches, the controllers.
-
     @rule(spared=st.integers(min_value=0, max_value=4), trouble=st.sampled_from(tuple(Trouble)))
     def trouble(self, spared: int, trouble: Trouble) -> None:
         if len(self.world.plan) < 4:
             self.world.plan.append((spared, trouble))
 
-    @rule()
-    def late_request_lands(self) -> None:
-        if self.world.api.late:
-            self.world.api.land(self.world.api.late.pop(0))
+    @rule(collection=collections, what=st.sampled_from(("lags", "all", "all", "some", "again", "lists")))
+    def watch(self, collection: str, what: str) -> None:
+        watches = self.world.controller.watches
+        match what:
+            case "lags":
+                self.world.lagging.add(collection)
+            case "all":
+                self.world.lagging.clear()
+            case "some":
+                watches.deliver(collection, 1)
+            case "again":
+                watches.repeat(collection)
+            case "lists":
+                watches.list_all()
 
-    @rule(collection=collections)
-    def watch_lags(self, collection: str) -> None:
-        self.world.lagging.add(collection)
-
-    @rule()
-    def watches_catch_up(self) -> None:
-        self.world.lagging.clear()
-
-    @rule(collection=collections, count=st.integers(min_value=1, max_value=3))
-    def watch_delivers_some(self, collection: str, count: int) -> None:
-        self.world.controller.watches.deliver(collection, count)
-
-    @rule(collection=collections)
-    def watch_repeats_itself(self, collection: str) -> None:
-        self.world.controller.watches.repeat(collection)
-
-    @rule()
-    def watches_list_again(self) -> None:
-        self.world.controller.watches.list_all()
-
-    @rule(at_once=st.booleans())
-    def workers(self, at_once: bool) -> None:
-        self.world.controller.workers.at_once = at_once
-        self.work()
-
-    @precondition(lambda self: self.world.controller.workers.pending)
-    @rule()
-    def work(self) -> None:
-        try:
-            if self.world.controller.workers.pending:
-                self.world.controller.workers.run_next()
-        except Crash:
-            self.world.new_controller()
-
-    @rule()
-    def controller_is_restarted(self) -> None:
-        self.world.new_controller()
-
-    @rule()
-    def another_leads_and_the_former_does_not_know(self) -> None:
-        self.world.controller.leads = False
-        self.world.former.append(self.world.controller)
-        self.world.new_controller()
-
-    @precondition(lambda self: self.world.former)
-    @rule()
-    def former_leader_sends_what_it_was_about_to(self) -> None:
-        former = self.world.former.pop(0)
-        if former.workers.pending:
-            former.allowance = 1
-            self.world.monitor.excused += 1
-            try:
-                former.workers.run_next()
-            except Crash:
-                return
+    @rule(
+        what=st.sampled_from(("queue", "work", "work", "at once", "restart", "depose", "last word", "late"))
+    )
+    def controllers(self, what: str) -> None:
+        world = self.world
+        match what:
+            case "queue":
+                world.controller.workers.at_once = False
+            case "work" | "at once":
+                world.controller.workers.at_once |= what == "at once"
+                world.work()
+            case "restart":
+                world.new_controller()
+            case "depose":
+                world.depose()
+            case "last word":
+                world.last_word()
+            case "late":
+                world.land()
 
     @rule(seconds=st.sampled_from((1.0, 6.0, 35.0, 70.0, 130.0)))
     def time_passes(self, seconds: float) -> None:
@@ -340,7 +312,7 @@ class Remediation(RuleBasedStateMachine):
         world.controller.engine.inbox.put(NewPolicy(world.policy))
         world.controller.workers.at_once = True
         while world.controller.workers.pending:
-            self.work()
+            world.work()
         world.let_pass(90 + 60 + 60 + 90)
         world.rest()
         world.monitor.check()

@@ -1,0 +1,331 @@
+"""The invariants of the design, as an outsider checks them: from requests, their effects, and what was delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from health.report import AcceleratorReport
+from health.vocabulary import Mode, Phase, SourceState
+from remediation import budget
+from remediation.cluster import CONTROLS, NODES, REMEDIATIONS
+from remediation.engine import Resource, Seen
+from remediation.executor import Basis
+from remediation.fleet import FRESH_FOR, HOLD_KEY, OPT_OUT_KEY, SESSION_KEY, Fleet
+from remediation.objects import JOURNAL_LIMIT, AcceleratorRemediation, Decision, JournalEvent
+from remediation.policy import Policy, StepName, acts
+from remediation.situation import Action, Open, Run
+from tests.unit.fake_cluster import Call, Document
+from tests.unit.fake_controller import FakeController
+
+if TYPE_CHECKING:
+    from tests.property.remediation_world import World
+
+POOLS = {"n1": "a", "n2": "a", "n3": "a", "n4": "b", "n5": "b"}
+DWELL = 60.0
+PER_MINUTE, BURST = 5, 3
+
+
+def session_of(found: Document) -> AcceleratorRemediation | None:
+    """A session as stored; None where it cannot be read."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(found), type=AcceleratorRemediation)
+    except msgspec.MsgspecError:
+        return None
+
+
+@dataclass
+class Sight:
+    """What one controller was shown of one node's health, and when."""
+
+    uid: str = ""
+    sequence: int = 0
+    advanced: float | None = None
+    bad: float = 0.0
+    boot: str = ""
+
+
+Sights = dict[str, Sight]
+
+
+class RemediationMonitor:
+    """The invariants, as an outsider would check them: from requests, their effects, and what was delivered."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.ours: set[str] = set()
+        """UIDs of nodes with a cordon that a controller made and nobody has touched since."""
+        self.persons: set[str] = set()
+        """UIDs of nodes that a person cordoned while no record of ours was on them."""
+        self.unclear: set[str] = set()
+        """UIDs of nodes that a person cordoned again under a record of ours: nobody can tell whose cordon it is."""
+        self.overruled: set[tuple[str, tuple[str, str], Any]] = set()
+        """(node UID, fault identity, first seen) of what a person has uncordoned a node in spite of."""
+        self.onsets: dict[tuple[str, tuple[str, str]], Any] = {}
+        self.tokens, self.refilled = float(BURST), world.clock.monotonic()
+        self.excused = 0
+        """Requests that a former leader, or a slow network, may still have sent."""
+        self.landing = False
+        """A request of that kind is carried out now, when nobody waits for it any more."""
+
+    # What people do.
+
+    def person_cordons(self, node: Document) -> None:
+        uid = node["metadata"]["uid"]
+        recorded = SESSION_KEY in node["metadata"]["annotations"]
+        (self.unclear if recorded else self.persons).add(uid)
+
+    def person_takes_over(self, node: Document) -> None:
+        uid = node["metadata"]["uid"]
+        self.ours.discard(uid)
+        self.unclear.discard(uid)
+        if node["spec"].get("unschedulable"):
+            self.persons.add(uid)
+
+    def person_uncordons(self, node: Document) -> None:
+        uid = node["metadata"]["uid"]
+        owner = node["metadata"]["annotations"].get(SESSION_KEY)
+        found = self._world.api.objects[REMEDIATIONS].get(owner) if owner else None
+        session = session_of(found) if found else None
+        if session is not None and uid in self.ours:
+            self.overruled |= {
+                (uid, incident.identity, incident.first_seen) for incident in session.current.incidents
+            }
+        for marks in (self.ours, self.persons, self.unclear):
+            marks.discard(uid)
+
+    # What a controller is shown.
+
+    def new_sights(self) -> Sights:
+        """What a controller that has just started was shown: nothing."""
+        return {name: Sight(bad=self._world.clock.monotonic()) for name in POOLS}
+
+    def delivered(self, sights: Sights, seen: Seen) -> None:
+        """A watch of a controller delivered something: a report that advances is fresh from now on."""
+        if seen.resource is not Resource.REPORT:
+            return
+        sight, now = sights[seen.key], self._world.clock.monotonic()
+        if not isinstance(seen.found, AcceleratorReport):
+            sights[seen.key] = Sight(bad=now)
+            return
+        status = seen.found.status
+        if sight.advanced is None or now - sight.advanced > FRESH_FOR:
+            sight.bad = now
+        if status.node_uid != sight.uid:
+            sight.uid, sight.sequence, sight.advanced = status.node_uid, status.sequence, None
+        elif status.sequence > sight.sequence:
+            sight.sequence, sight.advanced = status.sequence, now
+
+    def shown(self, controller: FakeController, sights: Sights) -> None:
+        """Bring up to date since when each node looks healthy to a controller."""
+        fleet, now = controller.engine.fleet, self._world.clock.monotonic()
+        for name, sight in sights.items():
+            view, node = fleet.reports.get(name), fleet.nodes.get(name)
+            boot = view.report.status.boot_id if view is not None else ""
+            healthy = (
+                view is not None
+                and node is not None
+                and node.ready
+                and view.report.status.node_uid == node.metadata.uid
+                and boot == node.status.node_info.boot_id == sight.boot
+                and not any(acts(fault) for fault in view.report.status.faults)
+                and all(source.state is SourceState.LIVE for source in view.report.status.sources)
+            )
+            sight.boot = boot
+            if not healthy:
+                sight.bad = now
+
+    # What a controller decides.
+
+    def decided(
+        self, controller: FakeController, sights: Sights, name: str, action: Action, basis: Basis
+    ) -> None:
+        self.shown(controller, sights)
+        engine = controller.engine
+        node = engine.fleet.nodes.get(name)
+        if not isinstance(action, Open | Run) or action.step is None:
+            return
+        assert node is not None
+        assert basis.epoch == engine.epoch > 0
+        spec = action.spec if isinstance(action, Open) else action.session.spec
+        assert spec.mode is not Mode.OBSERVE, "a session that only observes takes no step"
+        session = action.name if isinstance(action, Open) else action.session.metadata.name
+        if action.step is StepName.CORDON and node.owner_session != session:
+            self._may_fence(controller, sights[name], name)
+        releases = isinstance(action, Run) and action.then is Phase.RELEASED
+        if releases and node.owner_session == session and not action.session.current.phase.closed:
+            self._may_release(sights[name])
+
+    def _may_fence(self, controller: FakeController, sight: Sight, name: str) -> None:
+        engine, now = controller.engine, self._world.clock.monotonic()
+        fleet, node = engine.fleet, engine.fleet.nodes[name]
+        assert engine.view_age() <= 5
+        status = fleet.reports[name].report.status
+        assert sight.advanced is not None and now - sight.advanced <= FRESH_FOR, "stale evidence"
+        assert status.node_uid == node.metadata.uid == sight.uid, "evidence of another node"
+        assert status.boot_id == node.status.node_info.boot_id, "evidence of another boot"
+        pool = engine.policy.pool_of(node.metadata.labels)
+        rules = [engine.policy.rule_for(fault, pool) for fault in status.faults if acts(fault)]
+        assert any(rule is not None and rule.mode is not Mode.OBSERVE for rule in rules), "no fault to act on"
+        assert fleet.control.spec.pause is None
+        assert fleet.switch(name) is None
+        for where in (pool, budget.CLUSTER):
+            used, limit = recount(fleet, engine.policy, where, virtual=False)
+            assert used <= limit, (
+                f"the fenced budget of {where or 'the cluster'} is exceeded: {used} of {limit}"
+            )
+
+    def _may_release(self, sight: Sight) -> None:
+        assert self._world.clock.monotonic() - sight.bad >= DWELL - 0.001, "released before the healthy dwell"
+
+    # What changes.
+
+    def changed(self, call: Call) -> None:
+        match call.method, call.collection:
+            case "PATCH", collection if collection == NODES:
+                self._node_changed(call)
+            case "POST", _:
+                self._started(call)
+            case "PATCH", collection if collection == REMEDIATIONS:
+                self._written(call)
+
+    def _node_changed(self, call: Call) -> None:
+        before, after = call.before, call.after
+        assert before is not None and after is not None
+        assert _without_ours(before) == _without_ours(after), "only the cordon and our keys change"
+        uid = after["metadata"]["uid"]
+        was, now = (bool(item["spec"].get("unschedulable")) for item in (before, after))
+        record, recorded = (item["metadata"]["annotations"].get(SESSION_KEY) for item in (before, after))
+        if now and not was:
+            self._cordoned(before, recorded, uid)
+            if not self.landing:
+                self._let_by_people(after["metadata"]["name"], recorded)
+        elif was and not now:
+            assert record and not recorded, "an uncordon takes the record with it"
+            assert uid in self.ours | self.unclear, "this cordon is not ours"
+            assert uid not in self.persons, "a person's cordon was undone"
+            self.ours.discard(uid)
+            self.unclear.discard(uid)
+        elif was and record and not recorded:
+            self.ours.discard(uid)
+            self.persons.add(uid)
+        step = StepName.CORDON if now and not was else StepName.UNCORDON
+        session = session_of(self._world.api.objects[REMEDIATIONS].get(recorded or record, {"metadata": {}}))
+        if session is not None:
+            intents = [entry for entry in session.current.journal if entry.event is JournalEvent.INTENT]
+            assert any(entry.step == step for entry in intents), "a deed without an intent in the journal"
+
+    def _cordoned(self, before: Document, recorded: str, uid: str) -> None:
+        annotations, spec = before["metadata"]["annotations"], before["spec"]
+        assert recorded, "a cordon without a record"
+        assert HOLD_KEY not in annotations and OPT_OUT_KEY not in annotations
+        assert not spec.get("taints"), "somebody else was working on the node"
+        found = self._world.api.objects[REMEDIATIONS].get(recorded)
+        session = session_of(found) if found else None
+        if session is not None:
+            assert session.spec.node_uid == uid and session.spec.mode is not Mode.OBSERVE
+            told = {(uid, item.identity, item.first_seen) for item in session.current.incidents}
+            assert not told or told - self.overruled, "a person's uncordon was overruled"
+        self.ours.add(uid)
+
+    def _let_by_people(self, name: str, session: str) -> None:
+        """What a live read shows as a person's word just before the request is sent."""
+        control = self._world.api.objects[CONTROLS].get("default", {"spec": {}})
+        assert "pause" not in control["spec"], "everything was paused"
+        assert name not in [entry["name"] for entry in control["spec"].get("nodes", ())], "a person's switch"
+        stored = self._world.api.get(REMEDIATIONS, session)["spec"]
+        assert "hold" not in stored, "a person held the session"
+        approval = stored.get("approval", {}).get("decision")
+        assert approval != Decision.DENIED, "a person said no"
+        assert stored["mode"] == Mode.AUTO or approval == Decision.APPROVED, "nobody approved"
+
+    def _started(self, call: Call) -> None:
+        assert call.after is not None
+        session = session_of(call.after)
+        assert session is not None
+        if session.spec.mode is Mode.OBSERVE:
+            return
+        now = self._world.clock.monotonic()
+        self.tokens = min(float(BURST), self.tokens + (now - self.refilled) * PER_MINUTE / 60) - 1
+        self.refilled = now
+        assert self.tokens >= -0.2 - self.excused, f"sessions start too fast: {self.tokens} tokens"
+
+    def _written(self, call: Call) -> None:
+        assert call.before is not None and call.after is not None
+        before, after = session_of(call.before), session_of(call.after)
+        assert before is not None and after is not None
+        assert len(after.current.journal) <= JOURNAL_LIMIT
+        assert after.current.leader_epoch >= before.current.leader_epoch, "written under an older epoch"
+        assert not (before.current.phase.closed and not after.current.phase.closed), (
+            "a closed session is closed"
+        )
+        first = {incident.identity: incident.first_seen for incident in before.current.incidents}
+        for incident in after.current.incidents:
+            since = first.get(incident.identity, incident.first_seen)
+            assert incident.first_seen == since, "a fault's clock was reset"
+
+    # What holds at any time.
+
+    def check(self) -> None:
+        """After each step."""
+        world = self._world
+        open_of: dict[str, list[str]] = {}
+        for name, stored in world.api.objects[REMEDIATIONS].items():
+            session = session_of(stored)
+            if session is None or not session.current.phase.closed:
+                open_of.setdefault(stored["spec"]["nodeUID"], []).append(name)
+        surplus = sum(len(names) - 1 for names in open_of.values())
+        assert surplus <= self.excused, f"more than one open session of a node: {open_of}"
+        engine = world.controller.engine
+        assert all(engine.sentences.values())
+        for pool in ("a", "b", "default", budget.CLUSTER):
+            for virtual in (False, True):
+                usage = budget.fenced(engine.fleet, engine.policy, pool, virtual=virtual)
+                assert (usage.used, usage.limit) == recount(
+                    engine.fleet, engine.policy, pool, virtual=virtual
+                )
+        epochs = [call.epoch for call in world.api.calls[-20:] if call.mutates and call.changed]
+        assert all(epoch <= engine.epoch or engine.epoch == 0 for epoch in epochs)
+
+
+def recount(fleet: Fleet, policy: Policy, pool: str, *, virtual: bool) -> tuple[int, int]:
+    """Used and limit of the fenced budget, counted the slow way."""
+    members = [
+        node
+        for node in fleet.nodes.values()
+        if (pool == budget.CLUSTER or policy.pool_of(node.metadata.labels) == pool)
+        and (node.name in fleet.reports or any(True for _ in _open_of(fleet, node.name, node.metadata.uid)))
+    ]
+    used = 0
+    for node in members:
+        sessions = [
+            session
+            for session in _open_of(fleet, node.name, node.metadata.uid)
+            if virtual or session.spec.mode is not Mode.OBSERVE
+        ]
+        starting = node.name in fleet.starting and (virtual or not fleet.starting[node.name])
+        if sessions or starting or node.spec.unschedulable or not node.ready:
+            used += 1
+    limit = policy.budgets.max_fenced.of(len(members), floor=policy.budgets.floor)
+    return used, limit
+
+
+def _open_of(fleet: Fleet, name: str, uid: str) -> Iterator[AcceleratorRemediation]:
+    for session in fleet.sessions.values():
+        if (session.spec.node_name, session.spec.node_uid) == (
+            name,
+            uid,
+        ) and not session.current.phase.closed:
+            yield session
+
+
+def _without_ours(node: Document) -> Document:
+    metadata = {key: value for key, value in node["metadata"].items() if key != "resourceVersion"}
+    metadata["annotations"] = {
+        key: value for key, value in metadata["annotations"].items() if key != SESSION_KEY
+    }
+    spec = {key: value for key, value in node["spec"].items() if key != "unschedulable"}
+    return {**node, "metadata": metadata, "spec": spec}
