@@ -19,7 +19,7 @@ from enum import Enum, auto
 from health.report import AcceleratorReport
 from remediation.budget import StartBucket
 from remediation.decide import decide
-from remediation.executor import Basis, Executor, Report
+from remediation.executor import VIEW_LIMIT, Basis, Executor, Report
 from remediation.fleet import Fleet, Node
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, StartTokens
 from remediation.policy import Policy
@@ -29,9 +29,6 @@ from remediation.starts import StartLimit
 from runtime.clock import Clock
 
 log = logging.getLogger(__name__)
-
-VIEW_LIMIT = 5.0
-"""Seconds: a view of the cluster that is older starts nothing."""
 
 _RETRY = (0.2, 30.0)
 _BATCH = 500
@@ -300,7 +297,7 @@ class Engine:
         if isinstance(action, Open):
             self.fleet.begin(name, virtual=action.virtual)
             self._starts.charge(self.policy.budgets.start_rate, virtual=action.virtual)
-        basis = Basis.of(self.fleet, name, epoch=self.epoch)
+        basis = Basis.of(self.fleet, name, epoch=self.epoch, now=self.clock.monotonic())
         self.workers.submit(self._carry_out, name, action, basis)
 
     def _carry_out(self, name: str, action: Action, basis: Basis) -> None:

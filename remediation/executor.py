@@ -23,10 +23,13 @@ from runtime.clock import Clock
 
 log = logging.getLogger(__name__)
 
+VIEW_LIMIT = 5.0
+"""Seconds: a view of the cluster that is older starts nothing, nor does a decision that has waited for longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What a decision rests on: if a live look differs, or another term has begun, it is void.
+    """What a decision rests on: if a live look differs, another term has begun, or it is old, it is void.
 
     Sessions are compared by resourceVersion, the people's switches by what they say: their object changes with
     every start, for it also remembers the start tokens.
@@ -36,10 +39,11 @@ class Basis:
     sessions: frozenset[tuple[str, str]]
     switches: ControlSpec
     epoch: int
+    decided: float
 
     @classmethod
-    def of(cls, fleet: Fleet, node_name: str, *, epoch: int) -> Basis:
-        """What the cache holds now."""
+    def of(cls, fleet: Fleet, node_name: str, *, epoch: int, now: float) -> Basis:
+        """What the cache holds now, in monotonic seconds."""
         return cls(
             node=fleet.nodes.get(node_name),
             sessions=frozenset(
@@ -48,6 +52,7 @@ class Basis:
             ),
             switches=fleet.control.spec,
             epoch=epoch,
+            decided=now,
         )
 
 
@@ -91,6 +96,9 @@ class Executor:
         report = Report()
         try:
             self._check_term(basis)
+            if (waited := self._clock.monotonic() - basis.decided) > VIEW_LIMIT:
+                report.error = f"decided {waited:.0f} s ago, so it is decided again"
+                return report
             match action:
                 case Write(session, status):
                     report.sessions.append(self._cluster.write_status(session, status))

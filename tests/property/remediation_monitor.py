@@ -13,7 +13,7 @@ from health.vocabulary import Mode, Phase, SourceState
 from remediation import budget
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS
 from remediation.engine import Resource, Seen
-from remediation.executor import Basis
+from remediation.executor import VIEW_LIMIT, Basis
 from remediation.fleet import FRESH_FOR, HOLD_KEY, OPT_OUT_KEY, SESSION_KEY, Fleet
 from remediation.objects import JOURNAL_LIMIT, AcceleratorRemediation, Decision, JournalEvent
 from remediation.policy import Policy, StepName, acts
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.property.remediation_world import World
 
 POOLS = {"n1": "a", "n2": "a", "n3": "a", "n4": "b", "n5": "b"}
-DWELL = 60.0
 PER_MINUTE, BURST = 5, 3
 
 
@@ -59,29 +58,25 @@ class RemediationMonitor:
         self.ours: set[str] = set()
         """UIDs of nodes with a cordon that a controller made and nobody has touched since."""
         self.persons: set[str] = set()
-        """UIDs of nodes that a person cordoned while no record of ours was on them."""
-        self.unclear: set[str] = set()
-        """UIDs of nodes that a person cordoned again under a record of ours: nobody can tell whose cordon it is."""
+        """UIDs of nodes with a cordon that a person made, or took over."""
         self.overruled: set[tuple[str, tuple[str, str], Any]] = set()
         """(node UID, fault identity, first seen) of what a person has uncordoned a node in spite of."""
         self.onsets: dict[tuple[str, tuple[str, str]], Any] = {}
         self.tokens, self.refilled = float(BURST), world.clock.monotonic()
         self.excused = 0
         """Requests that a former leader, or a slow network, may still have sent."""
+        self.broken: list[AssertionError] = []
         self.landing = False
         """A request of that kind is carried out now, when nobody waits for it any more."""
 
     # What people do.
 
     def person_cordons(self, node: Document) -> None:
-        uid = node["metadata"]["uid"]
-        recorded = SESSION_KEY in node["metadata"]["annotations"]
-        (self.unclear if recorded else self.persons).add(uid)
+        self.persons.add(node["metadata"]["uid"])
 
     def person_takes_over(self, node: Document) -> None:
         uid = node["metadata"]["uid"]
         self.ours.discard(uid)
-        self.unclear.discard(uid)
         if node["spec"].get("unschedulable"):
             self.persons.add(uid)
 
@@ -94,8 +89,8 @@ class RemediationMonitor:
             self.overruled |= {
                 (uid, incident.identity, incident.first_seen) for incident in session.current.incidents
             }
-        for marks in (self.ours, self.persons, self.unclear):
-            marks.discard(uid)
+        self.ours.discard(uid)
+        self.persons.discard(uid)
 
     # What a controller is shown.
 
@@ -157,7 +152,7 @@ class RemediationMonitor:
             self._may_fence(controller, sights[name], name)
         releases = isinstance(action, Run) and action.then is Phase.RELEASED
         if releases and node.owner_session == session and not action.session.current.phase.closed:
-            self._may_release(sights[name])
+            self._may_release(sights[name], engine.policy.healthy_dwell)
 
     def _may_fence(self, controller: FakeController, sight: Sight, name: str) -> None:
         engine, now = controller.engine, self._world.clock.monotonic()
@@ -178,12 +173,23 @@ class RemediationMonitor:
                 f"the fenced budget of {where or 'the cluster'} is exceeded: {used} of {limit}"
             )
 
-    def _may_release(self, sight: Sight) -> None:
-        assert self._world.clock.monotonic() - sight.bad >= DWELL - 0.001, "released before the healthy dwell"
+    def _may_release(self, sight: Sight, dwell: float) -> None:
+        healthy = self._world.clock.monotonic() - sight.bad
+        assert healthy >= dwell - 0.001, "released before the healthy dwell"
 
     # What changes.
 
     def changed(self, call: Call) -> None:
+        """Look at a request that changed something; what is wrong with it is raised by `check`.
+
+        The controller under test would take an error from here for one of the API's, and go on.
+        """
+        try:
+            self._changed(call)
+        except AssertionError as error:
+            self.broken.append(error)
+
+    def _changed(self, call: Call) -> None:
         match call.method, call.collection:
             case "PATCH", collection if collection == NODES:
                 self._node_changed(call)
@@ -205,10 +211,10 @@ class RemediationMonitor:
                 self._let_by_people(after["metadata"]["name"], recorded)
         elif was and not now:
             assert record and not recorded, "an uncordon takes the record with it"
-            assert uid in self.ours | self.unclear, "this cordon is not ours"
             assert uid not in self.persons, "a person's cordon was undone"
+            assert not before["metadata"]["annotations"].keys() & {HOLD_KEY, OPT_OUT_KEY}, "a person held it"
+            assert uid in self.ours, "this cordon is not ours"
             self.ours.discard(uid)
-            self.unclear.discard(uid)
         elif was and record and not recorded:
             self.ours.discard(uid)
             self.persons.add(uid)
@@ -251,7 +257,8 @@ class RemediationMonitor:
         now = self._world.clock.monotonic()
         self.tokens = min(float(BURST), self.tokens + (now - self.refilled) * PER_MINUTE / 60) - 1
         self.refilled = now
-        assert self.tokens >= -0.2 - self.excused, f"sessions start too fast: {self.tokens} tokens"
+        slack = (VIEW_LIMIT + 1) * PER_MINUTE / 60
+        assert self.tokens >= -slack - self.excused, f"sessions start too fast: {self.tokens} tokens"
 
     def _written(self, call: Call) -> None:
         assert call.before is not None and call.after is not None
@@ -271,6 +278,8 @@ class RemediationMonitor:
 
     def check(self) -> None:
         """After each step."""
+        if self.broken:
+            raise self.broken[0]
         world = self._world
         open_of: dict[str, list[str]] = {}
         for name, stored in world.api.objects[REMEDIATIONS].items():
@@ -323,7 +332,8 @@ def _open_of(fleet: Fleet, name: str, uid: str) -> Iterator[AcceleratorRemediati
 
 
 def _without_ours(node: Document) -> Document:
-    metadata = {key: value for key, value in node["metadata"].items() if key != "resourceVersion"}
+    servers = ("resourceVersion", "managedFields")
+    metadata = {key: value for key, value in node["metadata"].items() if key not in servers}
     metadata["annotations"] = {
         key: value for key, value in metadata["annotations"].items() if key != SESSION_KEY
     }

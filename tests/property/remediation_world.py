@@ -65,7 +65,7 @@ class World:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.api = FakeApi(self.clock, trouble=self._trouble)
-        self.policy: Policy = policy(Mode.AUTO, max_fenced="50%", pools=("a", "b"), dwell="60s", **RATE)
+        self.policy: Policy = policy(Mode.AUTO, max_fenced="50%", pools=("a", "b"), dwell="120s", **RATE)
         self.agents: dict[str, Agent] = {}
         self.transitions = 0
         self.plan: list[tuple[int, Trouble]] = []
@@ -332,14 +332,14 @@ class World:
                 self.new_controller()
         raise AssertionError("crashes without end")
 
-    def let_pass(self, seconds: float) -> None:
-        """Time passes in steps, in which agents renew and the leader works."""
+    def let_pass(self, seconds: float, *, speaking: bool = True) -> None:
+        """Time passes in steps, in which agents renew (if they are `speaking`) and the leader works."""
         while seconds > 0:
             step = min(15.0, seconds)
             seconds -= step
             self.clock.advance(step)
             for agent in self.agents.values():
-                if not agent.silent and self.clock.monotonic() - agent.renewed >= RENEWAL:
+                if speaking and not agent.silent and self.clock.monotonic() - agent.renewed >= RENEWAL:
                     self.speak(agent.name)
             self.run()
 
@@ -348,7 +348,7 @@ class World:
         self.plan.clear()
         self.api.late.clear()
         self.lagging.clear()
-        self.policy = policy(Mode.AUTO, pools=("a", "b"), dwell="60s", **RATE)
+        self.policy = policy(Mode.AUTO, pools=("a", "b"), dwell="120s", **RATE)
         for name, status in self.garbled.items():
             if name in self.api.objects[REMEDIATIONS]:
                 self.api.edit(REMEDIATIONS, name, partial(_restored, status=status))

@@ -41,7 +41,7 @@ _BY_KIND = (
     Rule(name="hung", match=Match(kinds=("EngineHung",)), mode=Mode.APPROVE),
     Rule(name="pool", match=Match(pools=("a",)), mode=Mode.OBSERVE),
 )
-_COMMON = {"pools": ("a", "b"), "dwell": "60s", **RATE}
+_COMMON = {"pools": ("a", "b"), "dwell": "120s", **RATE}
 POLICIES: tuple[Policy, ...] = (
     policy(Mode.AUTO, max_fenced="50%", **_COMMON),
     policy(Mode.AUTO, max_fenced="100%", **_COMMON),
@@ -101,7 +101,7 @@ class Remediation(RuleBasedStateMachine):
     @rule(
         name=names,
         how=st.sampled_from(("clear", "reboot", "flap")),
-        seconds=st.sampled_from((0.0, 50.0, 130.0)),
+        seconds=st.sampled_from((0.0, 50.0, 200.0)),
     )
     def faults_end(self, name: str, how: str, seconds: float) -> None:
         if name not in self.world.agents:
@@ -178,6 +178,7 @@ class Remediation(RuleBasedStateMachine):
                 "cordon",
                 "uncordon",
                 "uncordon",
+                "cordon anew",
                 "hold",
                 "go on",
                 "opt out",
@@ -200,8 +201,10 @@ class Remediation(RuleBasedStateMachine):
                 return
             case "cordon":
                 world.cordon(name)
-            case "uncordon":
+            case "uncordon" | "cordon anew":
                 world.uncordon(name)
+                if what == "cordon anew":
+                    world.cordon(name)
             case "hold" | "go on":
                 world.annotate(name, HOLD_KEY, on=what == "hold")
             case "opt out" | "opt in":
@@ -313,7 +316,7 @@ class Remediation(RuleBasedStateMachine):
         world.controller.workers.at_once = True
         while world.controller.workers.pending:
             world.work()
-        world.let_pass(90 + 60 + 60 + 90)
+        world.let_pass(90 + world.policy.healthy_dwell + 60 + 90)
         world.rest()
         world.monitor.check()
         quiet = len([call for call in world.api.calls if call.mutates])
@@ -342,7 +345,7 @@ def machine(examples: int, steps: int) -> settings:
 class TestRemediation(Remediation.TestCase):
     """Short runs, many of them."""
 
-    settings = machine(120, 50)
+    settings = machine(100, 50)
 
 
 @pytest.mark.deep
@@ -382,7 +385,7 @@ def journey(*, spared: int, trouble: Trouble | None) -> tuple[object, object, in
     world.let_pass(75)
     held = projection(world, "n1")
     world.reboot("n1")
-    world.let_pass(180)
+    world.let_pass(2 * 120 + 120)
     world.rest()
     world.monitor.check()
     return held, projection(world, "n1"), sum(call.mutates for call in world.api.calls[begun:])

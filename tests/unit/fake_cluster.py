@@ -130,10 +130,15 @@ class FakeApi:
         made = {**document, "metadata": {**document["metadata"], **self._birth()}}
         return self._store(collection, name, made, "ADDED")
 
-    def edit(self, collection: str, name: str, change: Callable[[Document], None]) -> Document:
+    def edit(
+        self, collection: str, name: str, change: Callable[[Document], None], *, manager: str = "kubectl-edit"
+    ) -> Document:
         """Somebody edits an object in place, as with `kubectl edit`; nothing is checked."""
-        edited = msgspec.json.decode(msgspec.json.encode(self.objects[collection][name]))
+        before = self.objects[collection][name]
+        edited = msgspec.json.decode(msgspec.json.encode(before))
         change(edited)
+        if collection == NODES:
+            edited = _managed(before, edited, manager)
         return self._stored(collection, name, edited)
 
     def remove(self, collection: str, name: str) -> None:
@@ -185,7 +190,8 @@ class FakeApi:
             if call.method == "GET" and not call.name:
                 self.calls.append(call)
                 return self._list(call.collection, query)
-            answer, name = self._answered(call, before)
+            manager = str(query.get("fieldManager", call.user_agent.partition("/")[0]))
+            answer, name = self._answered(call, before, manager)
         except ApiError:
             self.calls.append(call)
             if tolerant:
@@ -198,7 +204,7 @@ class FakeApi:
             self.on_change(done)
         return msgspec.json.encode(answer)
 
-    def _answered(self, call: Call, before: Document | None) -> tuple[Document, str]:
+    def _answered(self, call: Call, before: Document | None, manager: str) -> tuple[Document, str]:
         if call.method == "POST":
             made = self._created(call.collection, msgspec.json.decode(call.body))
             return made, made["metadata"]["name"]
@@ -206,7 +212,7 @@ class FakeApi:
             raise NotFound(f"{call.collection} {call.name} not found", status=404, reason="NotFound")
         match call.method:
             case "PATCH":
-                return self._patched(call, before), call.name
+                return self._patched(call, before, manager), call.name
             case "DELETE":
                 _check(msgspec.json.decode(call.body).get("preconditions", {}), before)
                 self.remove(call.collection, call.name)
@@ -225,7 +231,7 @@ class FakeApi:
         made = {**document, "metadata": {**document["metadata"], **self._birth()}}
         return self._store(collection, name, _admitted(collection, made), "ADDED")
 
-    def _patched(self, call: Call, before: Document) -> Document:
+    def _patched(self, call: Call, before: Document, manager: str) -> Document:
         patch = msgspec.json.decode(call.body)
         _check(patch.get("metadata", {}), before)
         metadata = {key: value for key, value in patch.get("metadata", {}).items() if key in _OPEN_METADATA}
@@ -235,6 +241,7 @@ class FakeApi:
             merged = merge(before, {**patch, "metadata": metadata, "status": {}})
         if call.collection == NODES:
             _check_node(before, merged)
+            merged = _managed(before, merged, manager)
         return self._stored(call.collection, call.name, _admitted(call.collection, merged))
 
     def _list(self, collection: str, query: Query) -> bytes:
@@ -321,6 +328,15 @@ def _admitted(collection: str, document: Document) -> Document:
         return admitted(collection.rpartition("/")[2], document)
     except SchemaError as error:
         raise Invalid(str(error), status=422, reason="Invalid") from error
+
+
+def _managed(before: Document, after: Document, manager: str) -> Document:
+    """Keep who has set `spec.unschedulable`: the last who changed it, as long as it is set."""
+    was, now = (bool(item.get("spec", {}).get("unschedulable")) for item in (before, after))
+    if was == now:
+        return after
+    entry = {"manager": manager, "operation": "Update", "fieldsV1": {"f:spec": {"f:unschedulable": {}}}}
+    return {**after, "metadata": {**after["metadata"], "managedFields": [entry] if now else []}}
 
 
 def _check(preconditions: Mapping[str, Any], before: Document) -> None:

@@ -186,11 +186,13 @@ class FakeController:
                 self.leads = False
         return 0
 
-    def pump(self) -> None:
+    def pump(self, *, limit: int = 500) -> None:
         """Take in what is in the inbox, and decide about what it and the clock touch."""
-        self.engine.run_once(patience=0)
-        while not self.engine.inbox.empty():
+        for _ in range(limit):
             self.engine.run_once(patience=0)
+            if self.engine.inbox.empty():
+                return
+        raise AssertionError(f"does not come to rest: {self.engine.sentences}")
 
     def settle(self, *, limit: int = 400) -> None:
         """Deliver, decide and carry out until nothing is left to do. Without new input that is soon."""

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from remediation.cluster import NODES, Cluster
-from remediation.fleet import HOLD_KEY, SESSION_KEY, Node
+from remediation.fleet import FIELD_MANAGER, HOLD_KEY, SESSION_KEY, Node
 from remediation.steps.cordon import cordon, uncordon
 from remediation.steps.outcome import Result
 from runtime.api_errors import Forbidden, Unavailable
@@ -43,13 +43,16 @@ def facts(api: FakeApi) -> tuple[bool, str | None]:
 
 
 def edit(api: FakeApi, *, cordoned: bool | None = None, **annotations: str | None) -> None:
+    """Change the node as a person does; with `cordoned` and `owner` as a cordon of ours does."""
+
     def change(node: Document) -> None:
         if cordoned is not None:
             node["spec"]["unschedulable"] = cordoned
         for key, value in annotations.items():
             node["metadata"]["annotations"][{"owner": SESSION_KEY, "hold": HOLD_KEY}.get(key, key)] = value
 
-    api.edit(NODES, "n1", change)
+    ours = cordoned and annotations.get("owner")
+    api.edit(NODES, "n1", change, manager=FIELD_MANAGER if ours else "kubectl-cordon")
 
 
 def heartbeat(api: FakeApi) -> None:
@@ -192,6 +195,24 @@ def test_a_cordon_that_a_person_made_after_the_uncordon_we_saw_stays(api: FakeAp
     edit(api, cordoned=True)
     outcome = uncordon(cluster, seen, session="s1")
     assert (outcome.result, facts(api)) == (Result.DONE, (True, None))
+
+
+def test_a_cordon_that_a_person_made_after_an_uncordon_nobody_saw_stays(
+    api: FakeApi, cluster: Cluster
+) -> None:
+    edit(api, cordoned=True, owner="s1")
+    edit(api, cordoned=False)
+    edit(api, cordoned=True)
+    outcome = uncordon(cluster, cluster.get_node("n1"), session="s1")
+    assert (outcome.result, outcome.succeeded, facts(api)) == (Result.NOT_OURS, True, (True, None))
+    assert "kubectl-cordon" in outcome.message
+
+
+def test_a_cordon_is_made_under_the_controllers_own_name(api: FakeApi, cluster: Cluster) -> None:
+    cordon(cluster, cluster.get_node("n1"), session="s1")
+    assert cluster.get_node("n1").cordoned_by == FIELD_MANAGER
+    uncordon(cluster, cluster.get_node("n1"), session="s1")
+    assert cluster.get_node("n1").cordoned_by == ""
 
 
 def test_an_uncordon_that_a_stale_view_shows_is_not_believed(api: FakeApi, cluster: Cluster) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from health.vocabulary import Mode, Phase
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS
-from remediation.engine import VIEW_LIMIT, Done, Led, NewPolicy, Resource, Seen
+from remediation.engine import Done, Led, NewPolicy, Resource, Seen
+from remediation.executor import VIEW_LIMIT
 from remediation.fleet import SESSION_KEY
 from remediation.objects import AcceleratorRemediation, JournalEvent
 from remediation.policy import Policy
@@ -235,6 +236,19 @@ def test_what_a_failing_attempt_writes_itself_does_not_cut_its_pause_short(ward:
         ward.controller.watches.repeat(NODES)
         ward.rest()
     assert len(ward.mutations()) == before
+
+
+def test_a_node_that_is_asked_for_during_its_pause_is_looked_at_when_the_pause_ends(ward: Ward) -> None:
+    ward.api.trouble = every_mutation(Trouble.REFUSED, collection=NODES)
+    ward.sick("n1")
+    ward.let_pass(120)
+    ward.api.trouble = lambda call: None
+    ward.sentences.clear()
+    ward.controller.engine._look_again_in("n1", 0.0)
+    ward.controller.pump()
+    assert "n1" not in ward.sentences and ward.fenced() == []
+    ward.let_pass(30, speaking=False)
+    assert ward.fenced() == ["n1"]
 
 
 def test_a_node_that_vanishes_under_a_step_is_not_hammered(ward: Ward) -> None:

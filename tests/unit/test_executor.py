@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from health.vocabulary import Mode, Phase
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, Cluster
 from remediation.decide import decide
-from remediation.executor import Basis, Executor, Report
+from remediation.executor import VIEW_LIMIT, Basis, Executor, Report
 from remediation.fleet import SESSION_KEY, Fleet
 from remediation.objects import OPENING_ANNOTATION, AcceleratorRemediation, JournalEvent, RemediationStatus
 from remediation.policy import StepName
@@ -61,7 +61,7 @@ class World:
         return decision.action
 
     def basis(self) -> Basis:
-        return Basis.of(self.fleet, "n1", epoch=EPOCH)
+        return Basis.of(self.fleet, "n1", epoch=EPOCH, now=self.clock.monotonic())
 
     def carry_out(self, action: Action | None = None, basis: Basis | None = None) -> Report:
         return self.executor.carry_out(action or self.action(), basis or self.basis())
@@ -325,6 +325,13 @@ def test_no_second_session_is_opened_beside_one_that_could_not_be_read_at_the_ta
     assert done.error and [found.metadata.name for found in done.sessions] == [name]
     world.api.edit(REMEDIATIONS, name, lambda found: found.update(status={"phase": "Cancelled"}))
     assert world.carry_out(action).started
+
+
+def test_an_action_that_waited_too_long_for_a_worker_is_decided_again(world: World) -> None:
+    action, basis = world.action(), world.basis()
+    world.clock.advance(VIEW_LIMIT + 0.1)
+    done = world.carry_out(action, basis)
+    assert "decided again" in done.error and not done.started and world.mutations() == []
 
 
 def test_an_action_of_an_earlier_term_is_not_carried_on_with(world: World) -> None:
