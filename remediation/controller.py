@@ -58,6 +58,7 @@ class Controller:
         self.stopping = threading.Event()
         self._cluster = Cluster(session, may_write=self._may_write)
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="step")
+        self._looks = ThreadPoolExecutor(config.workers, thread_name_prefix="look")
         self._metrics = ControllerMetrics()
         self._reflectors = (
             self._watch(REPORTS, AcceleratorReport, Resource.REPORT),
@@ -68,7 +69,12 @@ class Controller:
         self._engine = Engine(
             clock=self._clock,
             policy=load_policy(config.policy) if config.policy else Policy(),
-            executor=Executor(self._cluster, self._clock, epoch=lambda: self._engine.epoch),
+            executor=Executor(
+                self._cluster,
+                self._clock,
+                epoch=lambda: self._engine.epoch,
+                aside=lambda read: self._looks.submit(read).result,
+            ),
             workers=self._workers,
             view_age=self._view_age,
             remember_tokens=self._remember_tokens,
@@ -108,6 +114,7 @@ class Controller:
             for reflector in self._reflectors:
                 reflector.stop()
             self._workers.shutdown(wait=True, cancel_futures=True)
+            self._looks.shutdown(wait=True)
             endpoint.close()
         return 0
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from msgspec.structs import replace
 
@@ -22,6 +23,8 @@ from runtime.api_errors import ApiError, Conflict, NotFound
 from runtime.clock import Clock
 
 log = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
 
 VIEW_LIMIT = 5.0
 """Seconds: a view of the cluster that is older starts nothing, nor does a decision that has waited for longer."""
@@ -80,16 +83,23 @@ class Report:
         return self.outcome.message
 
 
+class Aside(Protocol):
+    """Begins a read at once, beside what its caller goes on with; what it returns waits for what was read."""
+
+    def __call__(self, read: Callable[[], Read], /) -> Callable[[], Read]: ...
+
+
 class Executor:
     """One per controller; `carry_out` is called from several threads, one action of a node at a time.
 
     `epoch` says which term this controller is in now; an action of an earlier one is not carried on with.
     """
 
-    def __init__(self, cluster: Cluster, clock: Clock, *, epoch: Callable[[], int]) -> None:
+    def __init__(self, cluster: Cluster, clock: Clock, *, epoch: Callable[[], int], aside: Aside) -> None:
         self._cluster = cluster
         self._clock = clock
         self._epoch = epoch
+        self._aside = aside
 
     def carry_out(self, action: Action, basis: Basis) -> Report:
         """Do it. API errors end it and are told in the report: what was written stands, the rest is decided anew."""
@@ -121,8 +131,11 @@ class Executor:
         return report
 
     def _open(self, action: Open, basis: Basis, report: Report) -> None:
-        if not self._unchanged(basis, report) or self._has_another(action, report):
+        if self._has_another(action, report):
             return
+        # A session is no step yet, so it is created while the look at the switches is under way: what is true
+        # for milliseconds decides whether the next job still lands on the node.
+        look = self._aside(self._cluster.control)
         report.started = True
         try:
             session = self._cluster.create_session(action.name, action.spec, action.status)
@@ -130,12 +143,14 @@ class Executor:
             report.started = error.maybe_applied
             raise
         report.sessions.append(session)
+        if not self._unchanged(basis, report, look):
+            return
         if action.step is not None:
             run = Run(session, action.step, action.status, Phase.FENCED, "Fenced", action.status.message)
             self._step(run, basis, report)
 
     def _run(self, action: Run, basis: Basis, report: Report) -> None:
-        if not self._unchanged(basis, report):
+        if not self._unchanged(basis, report, self._cluster.control):
             return
         session = self._cluster.write_status(action.session, action.status)
         report.sessions.append(session)
@@ -179,7 +194,7 @@ class Executor:
         if now != basis.epoch:
             raise FencedError(f"decided in epoch {basis.epoch}, and now it is epoch {now}", reason="Fenced")
 
-    def _unchanged(self, basis: Basis, report: Report) -> bool:
+    def _unchanged(self, basis: Basis, report: Report, look: Callable[[], AcceleratorControl]) -> bool:
         """A live look at people's switches and the node's open session: whether they are as the decision saw them.
 
         The node itself is guarded by the resourceVersion in its patch. Sessions are read by name and not listed:
@@ -187,7 +202,7 @@ class Executor:
         1.37). That nobody else has opened one is known from the list at the takeover, after which only this
         leader creates any.
         """
-        report.control = self._cluster.control()
+        report.control = look()
         same = report.control.spec == basis.switches
         for name, version in basis.sessions:
             live = self._cluster.session(name)

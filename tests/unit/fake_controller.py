@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor as Workers
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -23,6 +23,8 @@ from runtime.api_errors import ApiError
 from runtime.clock import ManualClock
 from tests.unit.fake_cluster import COLLECTIONS, FakeApi, FakeSession
 
+Read = TypeVar("Read")
+
 _WATCHED: dict[str, tuple[Resource, type[Any]]] = {
     REPORTS: (Resource.REPORT, AcceleratorReport),
     NODES: (Resource.NODE, Node),
@@ -30,6 +32,12 @@ _WATCHED: dict[str, tuple[Resource, type[Any]]] = {
     CONTROLS: (Resource.CONTROL, AcceleratorControl),
 }
 _KINDS = {"ADDED": Kind.ADDED, "MODIFIED": Kind.MODIFIED, "DELETED": Kind.DELETED}
+
+
+def read_at_once(read: Callable[[], Read], /) -> Callable[[], Read]:
+    """No threads: it is read before the caller goes on."""
+    found = read()
+    return lambda: found
 
 
 class InlineWorkers(Workers):
@@ -142,7 +150,7 @@ class FakeController:
         self.engine = Engine(
             clock=self.clock,
             policy=self.policy,
-            executor=Executor(self.cluster, self.clock, epoch=lambda: self.engine.epoch),
+            executor=Executor(self.cluster, self.clock, epoch=lambda: self.engine.epoch, aside=read_at_once),
             workers=self.workers,
             view_age=lambda: self.watches.age(self.clock.monotonic()),
             remember_tokens=self._remember_tokens,

@@ -18,6 +18,7 @@ from remediation.steps.outcome import Result
 from runtime.clock import ManualClock
 from tests.unit.builders import NOON, fault, later, policy, report, see_advance, situation
 from tests.unit.fake_cluster import Call, Crash, Document, FakeApi, Trouble
+from tests.unit.fake_controller import read_at_once
 
 EPOCH = 7
 
@@ -30,7 +31,7 @@ class World:
         self.api = FakeApi(self.clock)
         self.epoch = EPOCH
         self.session, self.cluster = self.api.cluster(epoch=EPOCH)
-        self.executor = Executor(self.cluster, self.clock, epoch=lambda: self.epoch)
+        self.executor = Executor(self.cluster, self.clock, epoch=lambda: self.epoch, aside=read_at_once)
         node = self.api.create(
             NODES,
             {
@@ -197,7 +198,8 @@ def test_a_switch_that_a_person_sets_after_the_decision_stops_the_step(world: Wo
     action, basis = world.action(), world.basis()
     world.api.edit(CONTROLS, "default", lambda found: found.update(spec=spec))
     done = world.carry_out(action, basis)
-    assert "changed" in done.error and not done.started and world.mutations() == []
+    assert "changed" in done.error and done.started and not world.cordoned
+    assert [call.collection for call in world.mutations()] == [REMEDIATIONS], "an object of ours, and no step"
     assert done.control is not None and done.control.spec == world.cluster.control().spec
 
 
@@ -354,7 +356,7 @@ def test_a_term_that_ends_between_intent_and_deed_stops_the_deed(world: World) -
 
 def test_a_controller_that_may_not_write_sends_nothing(world: World) -> None:
     _, fenced = world.api.cluster(epoch=EPOCH, may_write=lambda: False)
-    done = Executor(fenced, world.clock, epoch=lambda: EPOCH).carry_out(world.action(), world.basis())
+    done = Executor(fenced, world.clock, epoch=lambda: EPOCH, aside=read_at_once).carry_out(world.action(), world.basis())
     assert "lease is not proven" in done.error and not done.started
     assert world.mutations() == []
 
