@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from msgspec.structs import replace
 
 from health.report import AcceleratorReport
-from health.vocabulary import DeviceHealth, Mode, Phase, SourceState
+from health.vocabulary import DeviceHealth, FaultKind, Mode, Phase, SourceState
 from remediation import budget, journal
 from remediation.fleet import Node
+from remediation.ladder import climb
+from remediation.moves import close, hold, keep, run
 from remediation.objects import AcceleratorRemediation, NodeAction, RemediationStatus
 from remediation.objects import Decision as Verdict
+from remediation.orders import CleanOrder
 from remediation.policy import StepName, advice_rank, plan_for
-from remediation.situation import MODES, RECHECK, Decision, Run, Situation, Write, observed, obstacle
+from remediation.situation import (
+    MODES,
+    RECHECK,
+    Decision,
+    Situation,
+    Write,
+    fences_device,
+    observed,
+    obstacle,
+)
 
-IMPLEMENTED = frozenset({StepName.CORDON, StepName.UNCORDON})
-"""The steps that exist. A plan that needs another one ends fenced and held."""
+DEVICE_FENCED = "DeviceFenced"
+"""Why a session is held whose device the plugin keeps jobs off while the node stays open."""
+
+PLUGIN_KINDS = frozenset(
+    {
+        FaultKind.PLUGIN_DEAD,
+        FaultKind.PLUGIN_HUNG,
+        FaultKind.PLUGIN_WEDGED,
+        FaultKind.PLUGIN_SOCKET_LOST,
+        FaultKind.DEVICE_NOT_OFFERED,
+    }
+)
+"""Faults of the device plugin, not of a device."""
+
+BEFORE_ITS_DISCOVERY = timedelta(minutes=2)
+"""Pods fail from the moment a plugin fails, which is before its fault is raised, by another clock than ours."""
+
+_CLIMBING = frozenset({Phase.FENCED, Phase.DRAINING, Phase.REPAIRING})
 
 DEVICE_SOURCE = "nvml"
 """The source by which an agent sees its devices: without it nothing about them is proven."""
@@ -36,8 +66,8 @@ def advance(at: Situation, session: AcceleratorRemediation) -> Decision:
     owns = node.owner_session == name
     if (owns or status.fenced_time is not None) and not node.spec.unschedulable:
         return _uncordoned(at, session, status, owns=owns)
-    if hold := _peoples_hold(at, session, status, owns=owns):
-        return hold
+    if stop := _peoples_hold(at, session, status, owns=owns):
+        return stop
     report = at.fresh_report
     if report is not None:
         faults = [fault for fault, _ in at.acting_faults(report)]
@@ -49,9 +79,16 @@ def advance(at: Situation, session: AcceleratorRemediation) -> Decision:
         return _back_to_hold(at, session, status)
     if status.phase is Phase.PENDING:
         return _fence(at, session, status, node, report)
-    if status.phase is Phase.FENCED and session.spec.mode is not Mode.OBSERVE:
-        return _next_rung(at, session, status)
-    return _keep(session, status, f"{name}: {status.phase.value}, {status.reason or 'waits'}")
+    if status.phase is Phase.HELD and status.reason == DEVICE_FENCED:
+        return _device_fenced(at, session, status, report)
+    if status.phase is Phase.HELD and status.rung != session.current.rung:
+        status = journal.moved(
+            status, Phase.FENCED, reason="PlanRaised", message="a graver fault has joined", now=at.now.wall
+        )
+        return Decision(f"{name}: a graver fault has joined, so it goes on", Write(session, status))
+    if status.phase in _CLIMBING and session.spec.mode is not Mode.OBSERVE:
+        return climb(at, session, status, node, report)
+    return keep(session, status, f"{name}: {status.phase.value}, {status.reason or 'waits'}")
 
 
 def _uncordoned(
@@ -74,33 +111,23 @@ def _peoples_hold(
     """Stop where a person says stop, and go on where they no longer do."""
     name = session.metadata.name
     switch = at.fleet.switch(at.name)
-    hold = session.spec.hold
+    held = session.spec.hold
     approval = session.spec.approval
-    if hold is not None or switch is NodeAction.HOLD:
-        why = hold.reason if hold is not None and hold.reason else "a person holds it"
-        return _hold(at, session, status, "HeldByUser", why)
+    if held is not None or switch is NodeAction.HOLD:
+        why = held.reason if held is not None and held.reason else "a person holds it"
+        return hold(at, session, status, "HeldByUser", why)
     if switch is NodeAction.OPT_OUT:
-        return _hold(at, session, status, "OptedOut", "the node is opted out")
+        return hold(at, session, status, "OptedOut", "the node is opted out")
     if approval is not None and approval.decision is Verdict.DENIED:
         if status.fenced_time is None and not owns:
             sentence = f"{name}: {approval.user} said no"
             return close(at, session, status, (Phase.CANCELLED, "Denied"), sentence)
-        return _hold(at, session, status, "ApprovalDenied", f"{approval.user} said no")
+        return hold(at, session, status, "ApprovalDenied", f"{approval.user} said no")
     if status.phase is Phase.HELD and status.reason in _PEOPLES_HOLDS:
         resumed = Phase.FENCED if status.fenced_time is not None else Phase.PENDING
         status = journal.moved(status, resumed, reason="Resumed", message="", now=at.now.wall)
         return Decision(f"{name}: nobody holds it any more", Write(session, status))
     return None
-
-
-def _hold(
-    at: Situation, session: AcceleratorRemediation, status: RemediationStatus, reason: str, message: str
-) -> Decision:
-    sentence = f"{session.metadata.name}: held ({reason}): {message}"
-    if status.phase is Phase.HELD and status.reason == reason:
-        return Decision(sentence)
-    held = journal.moved(status, Phase.HELD, reason=reason, message=message, now=at.now.wall)
-    return Decision(sentence, Write(session, replace(held, healthy_since=None)))
 
 
 def _recover(
@@ -116,7 +143,7 @@ def _recover(
         status = replace(status, healthy_since=None)
         if status.phase is Phase.VERIFYING:
             status = replace(status, reason="NotProvenHealthy", message=why)
-        return _keep(session, status, f"{name}: not proven healthy: {why}", RECHECK)
+        return keep(session, status, f"{name}: not proven healthy: {why}", RECHECK)
     since = status.healthy_since if status.phase is Phase.VERIFYING else None
     dwelt = (at.now.wall - since).total_seconds() if since is not None else -1.0
     # A dwell that is longer than what was seen of it began before a gap, a restart or a step of the wall clock.
@@ -130,15 +157,37 @@ def _recover(
         )
         status = replace(status, healthy_since=at.now.wall)
         return Decision(f"{name}: its faults are gone, the healthy dwell begins", Write(session, status))
-    left = at.policy.healthy_dwell - min(dwelt, at.unbroken)
+    left = _dwell(at, status) - min(dwelt, at.unbroken)
     if left > 0:
-        return _keep(session, status, f"{name}: healthy, dwells", left)
+        return keep(session, status, f"{name}: healthy, dwells", left)
+    if status.restart is not None and not status.restart.cleaned and session.spec.mode is not Mode.OBSERVE:
+        return _clean(at, session, status)
     then = (Phase.RELEASED, "Healthy")
     if node.owner_session == name:
         sentence = f"{name}: healthy for the whole dwell, so the node is given back"
         return run(at, session, status, StepName.UNCORDON, then=then, sentence=sentence)
     sentence = f"{name}: healthy; there is no cordon of ours to lift"
     return close(at, session, status, then, sentence)
+
+
+def _dwell(at: Situation, status: RemediationStatus) -> float:
+    """Seconds without a fault that prove the node: few where a device plugin was all that failed."""
+    plugins = all(incident.kind in PLUGIN_KINDS for incident in status.incidents)
+    return at.policy.device_plugin.healthy_dwell if plugins and status.incidents else at.policy.healthy_dwell
+
+
+def _clean(at: Situation, session: AcceleratorRemediation, status: RemediationStatus) -> Decision:
+    """Before the node is given back: the pods that failed because of the plugin go."""
+    begun = min(incident.first_seen for incident in status.incidents)
+    return run(
+        at,
+        session,
+        status,
+        StepName.REMOVE_FAILED_PODS,
+        then=(Phase.VERIFYING, "FaultsCleared"),
+        sentence=f"{session.metadata.name}: removes the pods that the kubelet refused meanwhile",
+        order=CleanOrder(begun - BEFORE_ITS_DISCOVERY),
+    )
 
 
 def _unproven(node: Node, status: RemediationStatus, report: AcceleratorReport | None) -> str:
@@ -157,6 +206,21 @@ def _unproven(node: Node, status: RemediationStatus, report: AcceleratorReport |
             return f"device {uuid} is missing"
         if health[uuid] is not DeviceHealth.HEALTHY:
             return f"device {uuid} is {health[uuid]}"
+    return _unoffered(node, status, report)
+
+
+def _unoffered(node: Node, status: RemediationStatus, report: AcceleratorReport) -> str:
+    """After a plugin's fault: the Node has to list as many devices as are healthy, which is a kubelet's tick later."""
+    resources = {
+        incident.code.removeprefix("plugin:")
+        for incident in status.incidents
+        if incident.kind in PLUGIN_KINDS and incident.code.startswith("plugin:")
+    }
+    healthy = sum(device.health is DeviceHealth.HEALTHY for device in report.status.devices)
+    for resource in sorted(resources):
+        offered = node.status.allocatable.get(resource, "0")
+        if offered.isdecimal() and int(offered) < healthy:
+            return f"the node lists {offered} of {resource}, and {healthy} devices are healthy"
     return ""
 
 
@@ -175,36 +239,55 @@ def _fence(
         sentence = f"{name}: has cordoned, and was interrupted before it could say so"
         return run(at, session, status, StepName.CORDON, then=then, sentence=sentence)
     if spec.mode is Mode.APPROVE and spec.approval is None:
-        return _keep(session, status, f"{name}: waits for approval")
+        return keep(session, status, f"{name}: waits for approval")
     if report is None:
-        return _keep(session, status, f"{name}: no fresh report, so it waits", RECHECK)
+        return keep(session, status, f"{name}: no fresh report, so it waits", RECHECK)
     if reason := obstacle(at, node, report):
-        return _keep(session, status, f"{name}: {reason}", RECHECK)
+        return keep(session, status, f"{name}: {reason}", RECHECK)
     if spec.mode is Mode.OBSERVE:
         status = observed(at, status, StepName.CORDON, "would cordon")
         return Decision(f"{name}: would cordon, only observes", Write(session, status))
     mode = _mode_now(at, session, report)
     if mode is Mode.OBSERVE:
-        return _keep(session, status, f"{name}: the policy only observes now")
+        return keep(session, status, f"{name}: the policy only observes now")
     if mode is Mode.APPROVE and spec.approval is None:
-        return _keep(session, status, f"{name}: the policy wants an approval now")
+        return keep(session, status, f"{name}: the policy wants an approval now")
     pool = at.policy.pool_of(node.metadata.labels)
     for where in (pool, budget.CLUSTER):
         usage = budget.fenced(at.fleet, at.policy, where)
         if usage.exceeded:
-            return _keep(session, status, f"{name}: the budget was lowered: {usage}", RECHECK)
+            return keep(session, status, f"{name}: the budget was lowered: {usage}", RECHECK)
     return run(at, session, status, StepName.CORDON, then=then, sentence=f"{name}: cordons")
 
 
-def _next_rung(at: Situation, session: AcceleratorRemediation, status: RemediationStatus) -> Decision:
-    """Fenced: climb the ladder as far as there are steps."""
-    steps = status.plan[0].steps if status.plan else ()
-    missing = next((step for step in steps if step not in IMPLEMENTED), None)
-    if missing is None:
-        return _hold(at, session, status, "NoPlan", "fenced; the policy plans no more")
-    return _hold(
-        at, session, status, "NoRepairStep", f"fenced; {missing} is not a step that this version has"
+def _device_fenced(
+    at: Situation,
+    session: AcceleratorRemediation,
+    status: RemediationStatus,
+    report: AcceleratorReport | None,
+) -> Decision:
+    """The device plugin keeps jobs off the bad device; where that does not hold, or is not enough, cordon."""
+    name = session.metadata.name
+    devices = {incident.device_uuid for incident in status.incidents if incident.cleared_time is None}
+    offered = [
+        fault.device_uuid
+        for fault in (report.status.faults if report is not None else ())
+        if fault.kind == FaultKind.DEVICE_OFFERED_THOUGH_BAD and fault.device_uuid in devices
+    ]
+    wider = [
+        incident
+        for incident in status.incidents
+        if incident.cleared_time is None and not fences_device(at.rule_of(incident), incident)
+    ]
+    if not offered and not wider:
+        return keep(session, status, f"{name}: {status.message}")
+    why = (
+        f"the device plugin offers {offered[0]} although it is bad"
+        if offered
+        else f"{wider[0].kind} takes the whole node"
     )
+    status = journal.moved(status, Phase.PENDING, reason="Fencing", message=why, now=at.now.wall)
+    return Decision(f"{name}: {why}, so it is to be cordoned", Write(session, status))
 
 
 def _back_to_hold(at: Situation, session: AcceleratorRemediation, status: RemediationStatus) -> Decision:
@@ -215,47 +298,6 @@ def _back_to_hold(at: Situation, session: AcceleratorRemediation, status: Remedi
     )
     sentence = f"{session.metadata.name}: a fault is back, the dwell is over"
     return Decision(sentence, Write(session, replace(status, healthy_since=None)))
-
-
-def run(
-    at: Situation,
-    session: AcceleratorRemediation,
-    status: RemediationStatus,
-    step: StepName,
-    *,
-    then: tuple[Phase, str],
-    sentence: str,
-) -> Decision:
-    """Take a step, after which the session is in `then`: a phase and why."""
-    attempt = status.attempt + 1 if status.step == step else 1
-    message = sentence.removeprefix(f"{session.metadata.name}: ")
-    intent = journal.with_intent(
-        status, step=step, attempt=attempt, epoch=at.epoch, now=at.now.wall, message=message
-    )
-    return Decision(sentence, Run(session, step, intent, *then, message))
-
-
-def close(
-    at: Situation,
-    session: AcceleratorRemediation,
-    status: RemediationStatus,
-    then: tuple[Phase, str],
-    sentence: str,
-) -> Decision:
-    """End a session without a step."""
-    phase, reason = then
-    message = sentence.removeprefix(f"{session.metadata.name}: ")
-    closed = journal.moved(status, phase, reason=reason, message=message, now=at.now.wall)
-    return Decision(sentence, Write(session, replace(closed, leader_epoch=at.epoch)))
-
-
-def _keep(
-    session: AcceleratorRemediation, status: RemediationStatus, sentence: str, again: float | None = None
-) -> Decision:
-    """Nothing to do but to remember what the report changed."""
-    # A session that was just born carries its status in an annotation only, where nobody looks for it.
-    changed = status != session.current or session.status is None
-    return Decision(sentence, Write(session, status) if changed else None, again)
 
 
 def _replanned(

@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from health.vocabulary import Mode, Phase
-from remediation.fleet import Fleet, Node
+from remediation.fleet import DISRUPTING, Fleet, Node
 from remediation.objects import AcceleratorRemediation, NodeAction
 from remediation.policy import Policy
 
 CLUSTER = ""
 """The name under which the cluster's own budget is counted; no pool can have it."""
-
-_DISRUPTING = frozenset({Phase.DRAINING, Phase.REPAIRING, Phase.VERIFYING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +130,7 @@ def _facts(fleet: Fleet, node: Node) -> frozenset[_Fact]:
         return frozenset()
     real = [session for session in sessions if session.spec.mode is not Mode.OBSERVE]
     starting = fleet.starting.get(node.name)
+    disrupted_now = node.name in fleet.disrupting
     lost = node.spec.unschedulable or not node.ready
     facts = {
         _Fact.MEMBER: True,
@@ -141,8 +140,8 @@ def _facts(fleet: Fleet, node: Node) -> frozenset[_Fact]:
     if not _set_aside(fleet, node, sessions):
         facts |= {
             _Fact.DISRUPTABLE: True,
-            _Fact.DISRUPTED: not node.ready or _disrupting(real),
-            _Fact.VIRTUALLY_DISRUPTED: not node.ready or _disrupting(sessions),
+            _Fact.DISRUPTED: not node.ready or disrupted_now or _disrupting(real),
+            _Fact.VIRTUALLY_DISRUPTED: not node.ready or disrupted_now or _disrupting(sessions),
         }
     return frozenset(fact for fact, holds in facts.items() if holds)
 
@@ -153,7 +152,7 @@ def _set_aside(fleet: Fleet, node: Node, sessions: list[AcceleratorRemediation])
 
 
 def _disrupting(sessions: list[AcceleratorRemediation]) -> bool:
-    return any(session.current.phase in _DISRUPTING for session in sessions)
+    return any(session.current.phase in DISRUPTING for session in sessions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from health.report import AcceleratorReport, Wire
 from health.vocabulary import GROUP_VERSION
 from remediation.fleet import FIELD_MANAGER, Node
 from remediation.objects import (
@@ -101,6 +102,14 @@ class Cluster:
         if isinstance(session, _Unreadable):
             raise UnreadableError(session.why, reason="Unreadable")
         return session
+
+    def report(self, node_name: str) -> AcceleratorReport | None:
+        """A live read of a node's report; None where there is none, or none that can be read."""
+        try:
+            body = self._session.get(f"{REPORTS}/{node_name}").body
+            return msgspec.json.decode(body, type=AcceleratorReport)
+        except (NotFound, msgspec.MsgspecError):
+            return None
 
     def control(self) -> AcceleratorControl:
         """A live read of the people's switches; the empty ones where nobody made the object."""
@@ -213,10 +222,12 @@ def _cordoned_by(node: bytes) -> str:
     return ""
 
 
-def _whole(status: RemediationStatus) -> dict[str, object]:
-    """Every field of the status, the absent ones as null: a merge patch keeps what it does not name."""
-    written = {}
-    for field in msgspec.structs.fields(status):
-        value = msgspec.to_builtins(getattr(status, field.name))
-        written[field.encode_name] = None if value == "" else value
+def _whole(struct: Wire) -> dict[str, object]:
+    """Every field, the absent ones as null, and so in the structs that it holds: a merge patch keeps what it does
+    not name."""
+    written: dict[str, object] = {}
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
+        found = _whole(value) if isinstance(value, Wire) else msgspec.to_builtins(value)
+        written[field.encode_name] = None if found == "" else found
     return written

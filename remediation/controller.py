@@ -23,6 +23,7 @@ from remediation.fleet import Node
 from remediation.lease import KubernetesLeaseApi, LeaseElector
 from remediation.metrics import ControllerMetrics, registry, snapshot
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, StartTokens
+from remediation.pod_api import KubernetesPods
 from remediation.policy import Policy, load_policy
 from remediation.reflector import Event, Kind, Reflector
 from remediation.retention import outlived
@@ -71,6 +72,7 @@ class Controller:
             policy=load_policy(config.policy) if config.policy else Policy(),
             executor=Executor(
                 self._cluster,
+                KubernetesPods(session.clone(), clock=self._clock, may_write=self._may_write),
                 self._clock,
                 epoch=lambda: self._engine.epoch,
                 aside=lambda read: self._looks.submit(read).result,

@@ -11,11 +11,12 @@ from msgspec.structs import replace
 from health.report import AcceleratorReport, Fault
 from health.vocabulary import Mode, Phase
 from remediation import budget, journal
-from remediation.advance import advance, close, run
+from remediation.advance import DEVICE_FENCED, advance
 from remediation.fleet import Node
+from remediation.moves import close, run
 from remediation.objects import AcceleratorRemediation, RemediationSpec, RemediationStatus, session_name
 from remediation.policy import Rule, StepName, advice_rank, plan_for
-from remediation.situation import MODES, RECHECK, Decision, Open, Situation, observed, obstacle
+from remediation.situation import MODES, RECHECK, Decision, Open, Situation, fences_device, observed, obstacle
 
 
 def decide(at: Situation) -> Decision:
@@ -153,6 +154,10 @@ def _open(at: Situation, node: Node, report: AcceleratorReport, fault: Fault, ru
     status = journal.with_incidents(RemediationStatus(plan=plan), report, faults, at.now.wall)
     status = replace(status, rung=plan[0].rung if plan else "", leader_epoch=at.epoch)
     because = f"{fault.kind} ({fault.code or 'no code'}) of {fault.device_uuid or 'the node'}"
+    if all(fences_device(ruled, found) for found, ruled in at.acting_faults(report)):
+        message = f"{because}: left to the device plugin, which withholds the device; the node stays open"
+        status = journal.moved(status, Phase.HELD, reason=DEVICE_FENCED, message=message, now=at.now.wall)
+        return Decision(f"{at.name}: {message}", Open(name, spec, status, None))
     if rule.mode is Mode.APPROVE:
         status = journal.moved(
             status, Phase.PENDING, reason="WaitingForApproval", message=because, now=at.now.wall

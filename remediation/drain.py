@@ -13,7 +13,7 @@ Nothing waits here or in the step that carries a pass out: a pass says when to l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -24,6 +24,7 @@ from remediation.drain_policy import DrainMode, DrainPolicy
 from remediation.drain_report import tell
 from remediation.drain_selection import Fate, Judgement, judge
 from remediation.drain_state import BUDGETS, DrainState, PodNote
+from remediation.gangs import gang_of, gangs_of
 from remediation.pod import ACCELERATOR_RESOURCES, Pod
 
 SCHEDULER_LAG = timedelta(seconds=5)
@@ -110,14 +111,17 @@ def next_pass(
     next_rung_is_reboot: bool,
     accelerators: Sequence[str] = ACCELERATOR_RESOURCES,
     scheduler_lag: timedelta = SCHEDULER_LAG,
+    gangs: Collection[str] | None = None,
 ) -> Pass:
     """What to do about the pods that are on the node now.
 
     `next_rung_is_reboot`: the drain makes way for a reboot, which also ends pods that are stuck; a reset does not.
+    `gangs`: the gangs that may be disrupted here; pods of others are left alone. None: all may.
     """
+    before = state.seen_gangs
     judged = tuple(judge(pod, policy, now, accelerators) for pod in pods)
     left = _left(judged)
-    state = state.without_others({one.pod.uid for one in left})
+    state = replace(state.without_others({one.pod.uid for one in left}), seen_gangs=_seen(left))
     if all(next_rung_is_reboot and one.fate is Fate.STUCK for one in left):
         return _settling(judged, policy, state, now, lag=scheduler_lag)
     state = replace(state, empty_since=None)
@@ -125,19 +129,29 @@ def next_pass(
         return _final(Verdict.DEADLINE, judged, policy, state)
     if now >= _begin(policy, state) and any(one.fate is Fate.BLOCKS for one in left):
         return _final(Verdict.BLOCKED, judged, policy, state)
-    candidates = [one.pod for one in left if one.fate is Fate.EVICT]
+    candidates = [one.pod for one in left if one.fate is Fate.EVICT and _free(one.pod, gangs)]
     notices = _notices(candidates, policy, state, now)
     evictions = _evictions(candidates, policy, state, now)
+    again = _again(left, policy, state, now, sends=bool(notices or evictions))
     return Pass(
         Verdict.GOING_ON,
-        tell(left, policy, state),
+        tell(left, policy, state, gangs),
         state,
         judged,
         held_back=_held_back(left, state),
         notices=notices,
         evictions=evictions,
-        again=_again(left, policy, state, now, sends=bool(notices or evictions)),
+        again=_SOONEST if gangs is not None and set(state.seen_gangs) - set(before) else again,
     )
+
+
+def _seen(left: Iterable[Judgement]) -> tuple[str, ...]:
+    return gangs_of(one.pod for one in left if one.fate is not Fate.BLOCKS)
+
+
+def _free(pod: Pod, gangs: Collection[str] | None) -> bool:
+    """Whether no other node holds the pod's gang back. One that has finished holds nothing together."""
+    return gangs is None or pod.finished or (gang := gang_of(pod)) == "" or gang in gangs
 
 
 def _settling(

@@ -44,7 +44,8 @@ class DrainPolicy(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
     `deadline`: what is left then is a person's affair. `evictAfter`: in mode EvictAfter, how long pods may run
     on. `deleteEmptyDirData` and `force` (pods without a controller) allow what cannot be undone: as for
     `kubectl drain`, a pod that needs leave and has none stops the whole drain. `concurrency`: evictions that
-    are under way at once, and in one pass.
+    are under way at once, and in one pass. `oneNodePerGang`: while another node of a gang (a JobSet, a Job, a
+    PodGroup and the like) is being disrupted, the gang's pods here are left alone.
     """
 
     mode: DrainMode = DrainMode.EVICT
@@ -55,6 +56,7 @@ class DrainPolicy(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
     delete_empty_dir_data: bool = False
     force: bool = False
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=32)] = 8
+    one_node_per_gang: bool = True
 
     def __post_init__(self) -> None:
         """Raises ValueError where the durations do not fit together."""

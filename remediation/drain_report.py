@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from remediation.drain_policy import DrainPolicy, PodSelection
 from remediation.drain_selection import Fate, Judgement
 from remediation.drain_state import DrainState, PodNote, Reply
+from remediation.gangs import gang_of
 
 _NAMED = 4
 _LIMIT = 900
@@ -23,8 +24,16 @@ _REFUSALS: Mapping[str, str] = {
 }
 
 
-def tell(left: Sequence[Judgement], policy: DrainPolicy, state: DrainState) -> str:
-    """The pods that are left, grouped by what they wait for, the first few of each by name."""
+def tell(
+    left: Sequence[Judgement],
+    policy: DrainPolicy,
+    state: DrainState,
+    gangs: Collection[str] | None = None,
+) -> str:
+    """The pods that are left, grouped by what they wait for, the first few of each by name.
+
+    `gangs`: those that may be disrupted here, None for all.
+    """
     what = "accelerator pod" if policy.pods is PodSelection.ACCELERATOR else "pod"
     if not left:
         return f"no {what} is left ({state.evicted} evicted)"
@@ -32,7 +41,7 @@ def tell(left: Sequence[Judgement], policy: DrainPolicy, state: DrainState) -> s
     words: dict[str, str] = {}
     for one in sorted(left, key=lambda one: one.pod.name):
         note = state.note(one.pod.uid)
-        standing = _standing(one, note)
+        standing = _standing(one, note, gangs)
         groups.setdefault(standing, []).append(one.pod.name)
         if one.fate is Fate.EVICT and note.message:
             words.setdefault(standing, note.message)
@@ -44,9 +53,11 @@ def tell(left: Sequence[Judgement], policy: DrainPolicy, state: DrainState) -> s
     return sentence if len(sentence) <= _LIMIT else f"{sentence[: _LIMIT - 3]}..."
 
 
-def _standing(one: Judgement, note: PodNote) -> str:
+def _standing(one: Judgement, note: PodNote, gangs: Collection[str] | None) -> str:
     if one.fate is not Fate.EVICT:
         return one.reason
+    if gangs is not None and (gang := gang_of(one.pod)) and gang not in gangs:
+        return f"of {gang}, which is disrupted on another node"
     if note.refusal:
         return _REFUSALS.get(note.refusal, "not evicted")
     if note.evicted is not None:

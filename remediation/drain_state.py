@@ -66,13 +66,17 @@ class PodNote(Wire, frozen=True):
 class DrainState(Wire, frozen=True):
     """A drain's memory. `evicted` counts all evictions that were accepted, of pods that are gone as well.
 
-    `empty_since`: the look that found nothing left, as long as no later one found something.
+    `empty_since`: the look that found nothing left, as long as no later one found something. `seen_gangs` are the
+    gangs that pods on the node belong to, `gangs` those of them that this drain has claimed: no other node of
+    theirs is disrupted until it ends.
     """
 
     started: Time
     empty_since: Time | None = None
     evicted: int = 0
     pods: tuple[PodNote, ...] = ()
+    seen_gangs: tuple[str, ...] = ()
+    gangs: tuple[str, ...] = ()
 
     def note(self, uid: str) -> PodNote:
         """What is remembered of a pod; an empty note where there is nothing."""

@@ -24,7 +24,7 @@ from remediation.fleet import Fleet, Node
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, StartTokens
 from remediation.policy import Policy
 from remediation.reflector import Kind
-from remediation.situation import RECHECK, Action, Decision, Now, Open, Situation
+from remediation.situation import RECHECK, Action, Decision, Now, Open, Run, Situation
 from remediation.starts import StartLimit
 from runtime.clock import Clock
 
@@ -107,6 +107,7 @@ class Engine:
     _waiting: set[str] = field(default_factory=set)
     _failures: dict[str, int] = field(default_factory=dict)
     _paused: dict[str, float] = field(default_factory=dict)
+    _resume: dict[str, float] = field(default_factory=dict)
     _starts: StartLimit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,6 +178,7 @@ class Engine:
         self._starts.restore(self.fleet, self.policy.budgets.start_rate)
         self._failures.clear()
         self._paused.clear()
+        self._resume.clear()
         return set(self.fleet.nodes) | {session.spec.node_name for session in self.fleet.all_open()}
 
     def _appeared(self, key: str, found: object) -> set[str]:
@@ -217,6 +219,8 @@ class Engine:
     def _done(self, done: Done) -> set[str]:
         name, report = done.node_name, done.report
         self._in_flight.discard(name)
+        self.fleet.end_disruption(name)
+        self._rest(name, report)
         dirty = {name}
         if report.node is not None:
             self.fleet.refresh_node(report.node)
@@ -235,6 +239,14 @@ class Engine:
         else:
             self._failures.pop(name, None)
         return dirty
+
+    def _rest(self, name: str, report: Report) -> None:
+        """A step that waits says when it wants to be taken again."""
+        wait = report.outcome.again if report.outcome is not None else None
+        if wait is None:
+            self._resume.pop(name, None)
+        else:
+            self._resume[name] = self.clock.monotonic() + wait
 
     def _settle(self, opened: Open, *, started: bool) -> None:
         """Remember the bucket that a start was taken from, or put the token back where surely nothing started."""
@@ -271,6 +283,7 @@ class Engine:
                     virtual_bucket=self.bucket(virtual=True),
                     now=now,
                     epoch=self.epoch,
+                    resume_at=self._resume.get(name, 0.0),
                 )
             )
         except Exception:
@@ -297,6 +310,9 @@ class Engine:
         if isinstance(action, Open):
             self.fleet.begin(name, virtual=action.virtual)
             self._starts.charge(self.policy.budgets.start_rate, virtual=action.virtual)
+        if isinstance(action, Run) and action.order is not None:
+            drain = action.status.drain
+            self.fleet.begin_disruption(name, drain.gangs if drain is not None else ())
         basis = Basis.of(self.fleet, name, epoch=self.epoch, now=self.clock.monotonic())
         self.workers.submit(self._carry_out, name, action, basis)
 

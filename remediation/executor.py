@@ -11,14 +11,23 @@ from typing import Protocol, TypeVar
 from msgspec.structs import replace
 
 from health.vocabulary import Phase
-from remediation import journal
+from remediation import evidence, journal
 from remediation.cluster import Cluster, FencedError
 from remediation.fleet import Fleet, Node
-from remediation.objects import AcceleratorControl, AcceleratorRemediation, ControlSpec
+from remediation.objects import (
+    MESSAGE_LIMIT,
+    AcceleratorControl,
+    AcceleratorRemediation,
+    ControlSpec,
+    RemediationStatus,
+)
+from remediation.orders import CleanOrder, DrainOrder, RestartOrder
 from remediation.policy import StepName
 from remediation.situation import Action, Open, Run, Write
 from remediation.steps.cordon import cordon, uncordon
+from remediation.steps.drain import PodApi, drain_pass
 from remediation.steps.outcome import Outcome, Result
+from remediation.steps.plugin import PluginApi, remove_failed_pods, restart_plugin
 from runtime.api_errors import ApiError, Conflict, NotFound
 from runtime.clock import Clock
 
@@ -78,9 +87,13 @@ class Report:
     @property
     def failed(self) -> str:
         """Why it did not go through, if it did not: an error, or a step that has to be looked at again."""
-        if self.error or self.outcome is None or self.outcome.succeeded:
+        if self.error or self.outcome is None or not self.outcome.failed:
             return self.error
         return self.outcome.message
+
+
+class WorkloadApi(PodApi, PluginApi, Protocol):
+    """What the steps that touch pods need of the Kubernetes API."""
 
 
 class Aside(Protocol):
@@ -95,8 +108,17 @@ class Executor:
     `epoch` says which term this controller is in now; an action of an earlier one is not carried on with.
     """
 
-    def __init__(self, cluster: Cluster, clock: Clock, *, epoch: Callable[[], int], aside: Aside) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        workloads: WorkloadApi,
+        clock: Clock,
+        *,
+        epoch: Callable[[], int],
+        aside: Aside,
+    ) -> None:
         self._cluster = cluster
+        self._workloads = workloads
         self._clock = clock
         self._epoch = epoch
         self._aside = aside
@@ -152,18 +174,28 @@ class Executor:
     def _run(self, action: Run, basis: Basis, report: Report) -> None:
         if not self._unchanged(basis, report, self._cluster.control):
             return
-        session = self._cluster.write_status(action.session, action.status)
-        report.sessions.append(session)
+        if action.order is not None and not self._evident(action, basis, report):
+            return
+        session = action.session
+        if action.status != session.current or session.status is None:
+            session = self._cluster.write_status(session, action.status)
+            report.sessions.append(session)
         self._step(dataclasses.replace(action, session=session), basis, report)
 
     def _step(self, run: Run, basis: Basis, report: Report) -> None:
         """Take the step of a session whose intent is written, and write what came of it."""
         self._check_term(basis)
         outcome = report.outcome = self._taken(run, basis)
-        report.node = outcome.node
+        report.node = outcome.node or report.node
         now = self._clock.wall()
+        status = _remembered(run.status, outcome)
+        if outcome.result is Result.WAITING:
+            if status != run.status:
+                self._check_term(basis)
+                report.sessions.append(self._cluster.write_status(run.session, status))
+            return
         status = journal.with_outcome(
-            run.status,
+            status,
             step=run.step,
             attempt=run.status.attempt,
             epoch=basis.epoch,
@@ -172,16 +204,27 @@ class Executor:
             message=outcome.message,
         )
         if outcome.succeeded:
-            status = journal.moved(status, run.then, reason=run.reason, message=run.message, now=now)
+            message = outcome.message if run.order is not None else run.message
+            status = journal.moved(status, run.then, reason=run.reason, message=message, now=now)
             if run.step is StepName.CORDON:
                 status = replace(status, fenced_time=status.fenced_time or now)
+        elif outcome.hold:
+            status = journal.moved(status, Phase.HELD, reason=outcome.hold, message=outcome.message, now=now)
         self._check_term(basis)
         report.sessions.append(self._cluster.write_status(run.session, status))
 
     def _taken(self, run: Run, basis: Basis) -> Outcome:
         assert basis.node is not None
-        take = cordon if run.step is StepName.CORDON else uncordon
+        name, status, now = basis.node.name, run.status, self._clock.wall()
         try:
+            match run.order:
+                case DrainOrder():
+                    return drain_pass(self._workloads, name, run.order, status.drain, clock=self._clock)
+                case RestartOrder():
+                    return restart_plugin(self._workloads, name, run.order, status.restart, now=now)
+                case CleanOrder():
+                    return remove_failed_pods(self._workloads, name, run.order, status.restart, now=now)
+            take = cordon if run.step is StepName.CORDON else uncordon
             return take(self._cluster, basis.node, session=run.session.metadata.name)
         except FencedError:
             raise
@@ -215,6 +258,20 @@ class Executor:
             report.error = "what the decision rested on has changed; it is made again"
         return same
 
+    def _evident(self, run: Run, basis: Basis, report: Report) -> bool:
+        """A live look at the node and its agent's report: whether there still is a reason to touch its pods."""
+        assert basis.node is not None
+        live = self._cluster.get_node(basis.node.name)
+        report.node = live
+        if not live.like(basis.node):
+            report.error = "the node has changed; it is decided again"
+            return False
+        if isinstance(run.order, CleanOrder):
+            return True
+        why = evidence.lacking_live(run.status, live, self._cluster.report(live.name))
+        report.error = why
+        return not why
+
     def _has_another(self, action: Open, report: Report) -> bool:
         """Whether the node has an open session that could not be read at the takeover. Raises UnreadableError."""
         if not self._cluster.unclear(action.spec.node_uid):
@@ -233,3 +290,14 @@ class Executor:
             report.sessions.extend(self._cluster.sessions_of(uid))
         except ApiError as error:
             log.warning("cannot read a node's sessions again", extra={"error": str(error)})
+
+
+def _remembered(status: RemediationStatus, outcome: Outcome) -> RemediationStatus:
+    """The status with what the step wants remembered; how a step that waits stands is the session's message."""
+    if outcome.drain is not None:
+        status = replace(status, drain=outcome.drain)
+    if outcome.restart is not None:
+        status = replace(status, restart=outcome.restart)
+    if outcome.result is Result.WAITING:
+        status = replace(status, message=outcome.message[:MESSAGE_LIMIT])
+    return status

@@ -7,11 +7,12 @@ Resource versions of one resource are comparable numbers (KEP-5504).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from health.report import AcceleratorReport, Wire
+from health.vocabulary import Phase
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, NodeAction
 from remediation.policy import acts
 
@@ -31,6 +32,9 @@ _OTHERS_TAINTS = {
 _UPGRADE_LABEL = "nvidia.com/gpu-driver-upgrade-state"
 _UPGRADE_AT_REST = frozenset({"", "upgrade-done", "upgrade-required"})
 _NVSENTINEL_LABEL = "dgxc.nvidia.com/nvsentinel-state"
+
+DISRUPTING = frozenset({Phase.DRAINING, Phase.REPAIRING, Phase.VERIFYING})
+"""The phases in which a session disrupts its node."""
 
 FRESH_FOR = 90.0
 """Seconds since this controller saw a report's sequence advance within which its evidence counts."""
@@ -74,9 +78,10 @@ class NodeInfo(Wire, frozen=True):
 
 
 class NodeStatus(Wire, frozen=True):
-    """What is read of a node's status."""
+    """What is read of a node's status. `allocatable` are quantities by resource; devices are whole numbers."""
 
     conditions: tuple[NodeCondition, ...] = ()
+    allocatable: dict[str, str] = {}
     node_info: NodeInfo = NodeInfo()
 
 
@@ -181,6 +186,8 @@ class Fleet:
     control: AcceleratorControl = field(default_factory=AcceleratorControl)
     starting: dict[str, bool] = field(default_factory=dict)
     """Nodes whose session is being created right now, and whether it only observes: they count already."""
+    disrupting: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Nodes on which a disruptive step is being taken right now, and the gangs that it claims: they count already."""
     touched: set[str] = field(default_factory=set)
     """Nodes of which something has changed since `remediation.budget` last counted them."""
     census: object = None
@@ -279,6 +286,27 @@ class Fleet:
         """It has been created, or not."""
         self.starting.pop(node_name, None)
         self.touched.add(node_name)
+
+    def begin_disruption(self, node_name: str, gangs: Iterable[str]) -> None:
+        """A step that disrupts the node is being taken, and claims these gangs."""
+        self.disrupting[node_name] = frozenset(gangs)
+        self.touched.add(node_name)
+
+    def end_disruption(self, node_name: str) -> None:
+        """It has been taken; what it came to is in the session."""
+        if self.disrupting.pop(node_name, None) is not None:
+            self.touched.add(node_name)
+
+    def gangs_elsewhere(self, node_name: str) -> frozenset[str]:
+        """The gangs that are being disrupted on other nodes."""
+        claimed: set[str] = set()
+        for session in self.all_open():
+            if session.spec.node_name != node_name and session.current.phase in DISRUPTING:
+                claimed.update(session.current.drain.gangs if session.current.drain else ())
+        for name, gangs in self.disrupting.items():
+            if name != node_name:
+                claimed |= gangs
+        return frozenset(claimed)
 
     def open_sessions(self, node_name: str) -> tuple[AcceleratorRemediation, ...]:
         """The open sessions of a node, by name; more than one only after a race that decide then mends."""

@@ -14,6 +14,8 @@ import msgspec
 
 from health.report import Fault, Time, Wire
 from health.vocabulary import Mode, Phase, Scope, Severity
+from remediation.drain_state import DrainState
+from remediation.plugin_state import PluginRestart
 
 JOURNAL_LIMIT = 64
 """Entries kept in a session's journal; repeats are folded into a count."""
@@ -176,6 +178,8 @@ class RemediationStatus(Wire, frozen=True):
     fenced_time: Time | None = None
     healthy_since: Time | None = None
     closed_time: Time | None = None
+    drain: DrainState | None = None
+    restart: PluginRestart | None = None
     conditions: tuple[Condition, ...] = ()
 
 

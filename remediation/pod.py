@@ -100,10 +100,20 @@ class PodSpec(Wire, frozen=True):
     termination_grace_period_seconds: int | None = None
 
 
+class PodCondition(Wire, frozen=True):
+    """What is read of a pod's condition."""
+
+    type: str = ""
+    status: str = ""
+
+
 class PodStatus(Wire, frozen=True):
-    """What is read of a pod's status."""
+    """What is read of a pod's status. `start_time` is set by the kubelet that has admitted it."""
 
     phase: str = ""
+    reason: str = ""
+    start_time: Time | None = None
+    conditions: tuple[PodCondition, ...] = ()
 
 
 class Pod(Wire, frozen=True):
@@ -132,6 +142,21 @@ class Pod(Wire, frozen=True):
     def controller(self) -> OwnerReference | None:
         """The owner that replaces it."""
         return next((owner for owner in self.metadata.owner_references if owner.controller), None)
+
+    @property
+    def unadmitted(self) -> bool:
+        """Whether its kubelet has not taken it on yet; behind a plugin that hangs it never does."""
+        return self.status.phase in ("", "Pending") and self.status.start_time is None and not self.is_mirror
+
+    @property
+    def ready(self) -> bool:
+        """Whether its Ready condition is True."""
+        return any(item.type == "Ready" and item.status == "True" for item in self.status.conditions)
+
+    @property
+    def failed_admission(self) -> bool:
+        """Whether the kubelet refused it although the scheduler had found room (kubelet's lifecycle/predicate.go)."""
+        return self.status.phase == "Failed" and self.status.reason == "UnexpectedAdmissionError"
 
     @property
     def of_daemon_set(self) -> bool:

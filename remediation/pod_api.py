@@ -10,7 +10,8 @@ import msgspec
 
 from remediation.cluster import FencedError
 from remediation.drain import Eviction, Notice
-from remediation.pod import Pod
+from remediation.pod import OwnerReference, Pod
+from remediation.steps.plugin import DaemonSetView
 from runtime.api_errors import Conflict, Unavailable
 from runtime.clock import Clock, rfc3339
 from runtime.kubernetes import Session
@@ -26,11 +27,45 @@ class _PodList(msgspec.Struct, frozen=True):
     items: tuple[Pod, ...] = ()
 
 
+class _Strategy(msgspec.Struct, frozen=True):
+    type: str = "RollingUpdate"
+
+
+class _DaemonSetSpec(msgspec.Struct, frozen=True, rename="camel"):
+    update_strategy: _Strategy = _Strategy()
+
+
+class _DaemonSetMetadata(msgspec.Struct, frozen=True):
+    uid: str = ""
+
+
+class _DaemonSet(msgspec.Struct, frozen=True):
+    metadata: _DaemonSetMetadata = _DaemonSetMetadata()
+    spec: _DaemonSetSpec = _DaemonSetSpec()
+
+
+class _RevisionMetadata(msgspec.Struct, frozen=True, rename="camel"):
+    labels: dict[str, str] = {}
+    owner_references: tuple[OwnerReference, ...] = ()
+
+
+class _Revision(msgspec.Struct, frozen=True):
+    metadata: _RevisionMetadata = _RevisionMetadata()
+    revision: int = 0
+
+
+class _RevisionList(msgspec.Struct, frozen=True):
+    items: tuple[_Revision, ...] = ()
+
+
 _decode = msgspec.json.Decoder(_PodList).decode
 
 
 class KubernetesPods:
-    """`steps.drain.PodApi` over a session. `may_write` is asked before every mutation is sent."""
+    """`steps.drain.PodApi` and `steps.plugin.PluginApi` over a session.
+
+    `may_write` is asked before every mutation is sent.
+    """
 
     def __init__(self, session: Session, *, clock: Clock, may_write: Callable[[], bool]) -> None:
         self._session = session
@@ -81,6 +116,26 @@ class KubernetesPods:
         except Conflict as conflict:
             if not conflict.already_exists:
                 raise
+
+    def daemon_set(self, namespace: str, name: str) -> DaemonSetView:
+        """How a DaemonSet is updated, and the newest of its ControllerRevisions, which is what it makes pods of."""
+        apps = f"/apis/apps/v1/namespaces/{namespace}"
+        found = msgspec.json.decode(self._session.get(f"{apps}/daemonsets/{name}").body, type=_DaemonSet)
+        newest = _Revision()
+        for page in self._session.list_pages(f"{apps}/controllerrevisions"):
+            for item in msgspec.json.decode(page.body, type=_RevisionList).items:
+                owners = {owner.uid for owner in item.metadata.owner_references}
+                if found.metadata.uid in owners and item.revision > newest.revision:
+                    newest = item
+        return DaemonSetView(
+            on_delete=found.spec.update_strategy.type == "OnDelete",
+            current_revision=newest.metadata.labels.get("controller-revision-hash", ""),
+        )
+
+    def delete_pod(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a pod if it has this UID still, with its own grace."""
+        self._guard()
+        self._session.delete(_path(namespace, name), uid=uid)
 
     def _guard(self) -> None:
         if not self._may_write():

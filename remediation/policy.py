@@ -17,7 +17,9 @@ import msgspec
 
 from health.report import Fault
 from health.vocabulary import Advice, FaultKind, Mode, Severity
-from remediation.objects import PolicyReference, Rung
+from remediation.drain_policy import DrainMode, DrainPolicy
+from remediation.objects import Incident, PolicyReference, Rung
+from remediation.plugin_policy import DevicePluginPolicy
 from runtime.config import load_yaml_document
 from runtime.config_error import ConfigError, nearest
 from runtime.quantities import Duration, Percentage
@@ -37,7 +39,15 @@ class StepName(StrEnum):
     RESTART_PLUGIN = "RestartPlugin"
     RESTART_SERVICE = "RestartService"
     VERIFY = "Verify"
+    REMOVE_FAILED_PODS = "RemoveFailedPods"
     UNCORDON = "Uncordon"
+
+
+class Fence(StrEnum):
+    """What a fault takes out of scheduling: the whole node, or the device alone, which its plugin withholds."""
+
+    NODE = "Node"
+    DEVICE = "Device"
 
 
 LADDER: Mapping[Advice, tuple[Advice, ...]] = {
@@ -50,7 +60,13 @@ LADDER: Mapping[Advice, tuple[Advice, ...]] = {
 """The rungs of the default plan for each advice that acts on a node; other advice counts and alerts only."""
 
 RUNG_STEPS: Mapping[Advice, tuple[StepName, ...]] = {
-    Advice.RESTART_PLUGIN: (StepName.CORDON, StepName.RESTART_PLUGIN, StepName.VERIFY, StepName.UNCORDON),
+    Advice.RESTART_PLUGIN: (
+        StepName.CORDON,
+        StepName.RESTART_PLUGIN,
+        StepName.VERIFY,
+        StepName.REMOVE_FAILED_PODS,
+        StepName.UNCORDON,
+    ),
     Advice.RESTART_SERVICE: (StepName.CORDON, StepName.RESTART_SERVICE, StepName.VERIFY, StepName.UNCORDON),
     Advice.RESET_DEVICE: (
         StepName.CORDON,
@@ -109,8 +125,8 @@ class Match(Document, frozen=True):
     advice: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
 
-    def matches(self, fault: Fault, pool: str) -> bool:
-        """Whether the rule is about this fault of a node in this pool."""
+    def matches(self, fault: Fault | Incident, pool: str) -> bool:
+        """Whether the rule is about this fault, or what a session knows of it, of a node in this pool."""
         return all(
             not wanted or have in wanted
             for wanted, have in (
@@ -124,12 +140,30 @@ class Match(Document, frozen=True):
 
 
 class Rule(Document, frozen=True):
-    """What to do about the faults it matches. `plan` names the rungs; without it the advice's own ladder."""
+    """What to do about the faults it matches. `plan` names the rungs; without it the advice's own ladder.
+
+    `drain`: how the node is drained, where a rung drains; without it `DEFAULT_DRAIN` of the rung. `fence: Device`
+    leaves the node open to jobs as long as the device plugin does not offer the bad device.
+    """
 
     name: str
     match: Match = Match()
     mode: Mode = Mode.OBSERVE
     plan: tuple[Advice, ...] | None = None
+    fence: Fence = Fence.NODE
+    drain: DrainPolicy | None = None
+
+    def drain_for(self, rung: str) -> DrainPolicy:
+        """How to drain for this rung."""
+        return self.drain or DEFAULT_DRAIN.get(rung, DrainPolicy())
+
+
+DEFAULT_DRAIN: Mapping[str, DrainPolicy] = {
+    Advice.REPLACE_HARDWARE: DrainPolicy(
+        mode=DrainMode.EVICT_AFTER, evict_after=Duration.parse("1h"), deadline=Duration.parse("2h")
+    ),
+}
+"""Who waits for a person with new hardware need not hurry: jobs may end by themselves first."""
 
 
 class NodeLimit(str):
@@ -196,6 +230,7 @@ class Policy(Document, frozen=True):
     rules: tuple[Rule, ...] = (Rule(name="observe-everything"),)
     budgets: Budgets = Budgets()
     healthy_dwell: Duration = Duration.parse("5m")
+    device_plugin: DevicePluginPolicy = DevicePluginPolicy()
 
     @property
     def dwell(self) -> timedelta:
@@ -212,7 +247,7 @@ class Policy(Document, frozen=True):
         """The first pool whose selector matches the node's labels, else the default pool."""
         return next((pool.name for pool in self.pools if pool.selector.matches(labels)), DEFAULT_POOL)
 
-    def rule_for(self, fault: Fault, pool: str) -> Rule | None:
+    def rule_for(self, fault: Fault | Incident, pool: str) -> Rule | None:
         """The first rule that matches."""
         return next((rule for rule in self.rules if rule.match.matches(fault, pool)), None)
 

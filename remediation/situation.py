@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from health.report import AcceleratorReport, Fault
-from health.vocabulary import Mode, Phase
+from health.vocabulary import FaultKind, Mode, Phase, Scope
 from remediation import journal
 from remediation.budget import StartBucket
 from remediation.fleet import Fleet, Node
-from remediation.objects import AcceleratorRemediation, NodeAction, RemediationSpec, RemediationStatus
-from remediation.policy import Policy, Rule, StepName, acts, advice_rank
+from remediation.objects import (
+    AcceleratorRemediation,
+    Incident,
+    NodeAction,
+    RemediationSpec,
+    RemediationStatus,
+)
+from remediation.orders import Order
+from remediation.policy import Fence, Policy, Rule, StepName, acts, advice_rank
 
 MODES = tuple(Mode)
 """The modes, the one that may do least first."""
@@ -53,7 +60,11 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Write the intent in `status`, take the step, and write the outcome; on success the session is in `then`."""
+    """Write the intent in `status`, take the step, and write the outcome; on success the session is in `then`.
+
+    A step that waits is taken again and again under one intent: `status` is then what is written already. With an
+    `order` the step touches pods, and the evidence is read again before it.
+    """
 
     session: AcceleratorRemediation
     step: StepName
@@ -61,6 +72,7 @@ class Run:
     then: Phase
     reason: str
     message: str
+    order: Order | None = None
 
 
 Action = Open | Write | Run
@@ -86,6 +98,8 @@ class Situation:
     virtual_bucket: StartBucket
     now: Now
     epoch: int
+    resume_at: float = 0.0
+    """Monotonic seconds before which a step that waits is not taken again."""
 
     @property
     def node(self) -> Node | None:
@@ -109,6 +123,11 @@ class Situation:
         view = self.fleet.reports.get(self.name)
         return self.now.monotonic - view.since if view is not None else 0.0
 
+    def rule_of(self, incident: Incident) -> Rule | None:
+        """The rule that the policy has now for what a session knows of a fault."""
+        assert self.node is not None
+        return self.policy.rule_for(incident, self.policy.pool_of(self.node.metadata.labels))
+
     def acting_faults(self, report: AcceleratorReport) -> list[tuple[Fault, Rule]]:
         """The report's faults for which there is something to do, with their rules.
 
@@ -131,6 +150,17 @@ def obstacle(at: Situation, node: Node, report: AcceleratorReport) -> str:
     if report.spec.maintenance is not None:
         return f"the node is in maintenance ({report.spec.maintenance.reason})"
     return node.taken_by
+
+
+def fences_device(rule: Rule | None, fault: Fault | Incident) -> bool:
+    """Whether the rule leaves this fault to the device plugin: it is of one device, which the plugin withholds."""
+    return (
+        rule is not None
+        and rule.fence is Fence.DEVICE
+        and fault.scope is Scope.DEVICE
+        and bool(fault.device_uuid)
+        and fault.kind != FaultKind.DEVICE_OFFERED_THOUGH_BAD
+    )
 
 
 def observed(at: Situation, status: RemediationStatus, step: StepName, why: str) -> RemediationStatus:

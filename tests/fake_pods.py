@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from remediation.drain import Eviction, Notice
 from remediation.pod import Pod
+from remediation.steps.plugin import DaemonSetView
 from runtime.api_errors import ApiError, Cause, Conflict, NotFound, TooManyRequests
 from runtime.clock import ManualClock, rfc3339
 
@@ -70,7 +71,10 @@ def budget_refusal(budget: str = "web") -> TooManyRequests:
 
 @dataclass
 class FakePods:
-    """A `steps.drain.PodApi`. `stubborn`: UIDs that never end. `refusals`: answers to come, by UID; the last stays."""
+    """The API that drains and plugin restarts need. `daemon_sets` by `NAMESPACE/NAME`.
+
+    `stubborn`: UIDs that never end. `refusals`: answers to come, by UID; the last stays.
+    """
 
     clock: ManualClock
     pods: dict[str, Pod] = field(default_factory=dict)
@@ -81,6 +85,8 @@ class FakePods:
     )
     evictions: list[tuple[datetime, Eviction]] = field(default_factory=list)
     notices: list[tuple[datetime, Notice]] = field(default_factory=list)
+    deletions: list[tuple[datetime, str]] = field(default_factory=list)
+    daemon_sets: dict[str, DaemonSetView] = field(default_factory=dict)
     lists: int = 0
 
     def put(self, *pods: Pod) -> None:
@@ -108,6 +114,19 @@ class FakePods:
         self.notices.append((self.clock.wall(), notice))
         self._find(notice.namespace, notice.name, notice.uid)
         _refuse(self.notice_refusals[notice.uid])
+
+    def daemon_set(self, namespace: str, name: str) -> DaemonSetView:
+        try:
+            return self.daemon_sets[f"{namespace}/{name}"]
+        except KeyError:
+            raise NotFound(f'daemonsets.apps "{name}" not found', status=404, reason="NotFound") from None
+
+    def delete_pod(self, namespace: str, name: str, uid: str) -> None:
+        self.deletions.append((self.clock.wall(), f"{namespace}/{name}"))
+        pod = self._find(namespace, name, uid)
+        grace = timedelta(seconds=0 if pod.finished else pod.spec.termination_grace_period_seconds or 0)
+        metadata = replace(pod.metadata, deletion_timestamp=self.clock.wall() + grace)
+        self.pods[pod.uid] = replace(pod, metadata=metadata)
 
     def _find(self, namespace: str, name: str, uid: str) -> Pod:
         found = [pod for pod in self.pods.values() if pod.name == f"{namespace}/{name}"]

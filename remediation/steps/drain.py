@@ -7,7 +7,7 @@ eviction and notice holds for one pod UID only.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,9 @@ from remediation.drain import SCHEDULER_LAG, Eviction, Notice, Pass, Verdict, ne
 from remediation.drain_policy import DrainPolicy
 from remediation.drain_report import tell
 from remediation.drain_state import Answer, DrainState, Reply, record
+from remediation.orders import DrainOrder
 from remediation.pod import ACCELERATOR_RESOURCES, Pod
+from remediation.steps.outcome import Outcome, Result
 from runtime.api_errors import (
     ApiError,
     Conflict,
@@ -69,6 +71,33 @@ class Drained:
         return self.look.again
 
 
+_ENDS = {
+    Verdict.GOING_ON: (Result.WAITING, ""),
+    Verdict.COMPLETED: (Result.DONE, ""),
+    Verdict.COMPLETED_WITH_STUCK: (Result.DONE, ""),
+    Verdict.BLOCKED: (Result.BLOCKED, "DrainBlocked"),
+    Verdict.DEADLINE: (Result.DEADLINE, "DrainDeadline"),
+}
+
+
+def drain_pass(
+    api: PodApi, node_name: str, order: DrainOrder, state: DrainState | None, *, clock: Clock
+) -> Outcome:
+    """The next pass of a session's drain, as a step's outcome. The gangs it may disrupt are in the state."""
+    claimed = state.gangs if state is not None else ()
+    drained = drain(
+        api,
+        node_name,
+        order.policy,
+        state,
+        clock=clock,
+        next_rung_is_reboot=order.next_is_reboot,
+        gangs=claimed if order.policy.one_node_per_gang else None,
+    )
+    result, hold = _ENDS[drained.verdict]
+    return Outcome(result, drained.message, hold=hold, again=drained.again, drain=drained.state)
+
+
 def drain(
     api: PodApi,
     node_name: str,
@@ -79,6 +108,7 @@ def drain(
     next_rung_is_reboot: bool,
     accelerators: Sequence[str] = ACCELERATOR_RESOURCES,
     scheduler_lag: timedelta = SCHEDULER_LAG,
+    gangs: Collection[str] | None = None,
     jitter: Callable[[], float] = random.random,
 ) -> Drained:
     """Carry out the next pass of a node's drain; without a state it is the first.
@@ -96,12 +126,13 @@ def drain(
         next_rung_is_reboot=next_rung_is_reboot,
         accelerators=accelerators,
         scheduler_lag=scheduler_lag,
+        gangs=gangs,
     )
     if not look.notices and not look.evictions:
         return Drained(look, (), look.state, look.sentence)
     answers = tuple(_carry_out(api, look, concurrency=policy.concurrency))
     after = record(look.state, answers, clock.wall(), jitter=jitter)
-    return Drained(look, answers, after, tell(look.left, policy, after))
+    return Drained(look, answers, after, tell(look.left, policy, after, gangs))
 
 
 def _carry_out(api: PodApi, look: Pass, *, concurrency: int) -> Iterator[Answer]:

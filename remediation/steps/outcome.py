@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from remediation.drain_state import DrainState
 from remediation.fleet import Node
+from remediation.plugin_state import PluginRestart
 
 
 class Result(StrEnum):
@@ -14,19 +16,35 @@ class Result(StrEnum):
     DONE = "Done"
     ALREADY_CORDONED = "AlreadyCordoned"
     NOT_OURS = "NotOurs"
+    WAITING = "Waiting"
+    BLOCKED = "Blocked"
+    DEADLINE = "DeadlineReached"
     CHANGED = "Changed"
     FAILED = "Failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result, one sentence for people, and the node as the API server answered it, where it did."""
+    """The result, one sentence for people, and the node as the API server answered it, where it did.
+
+    `hold`: why the session needs a person now, as a CamelCase word. `again`: seconds until a step that waits is
+    taken again. `drain` and `restart`: what the step wants remembered in the session's status.
+    """
 
     result: Result
     message: str
     node: Node | None = None
+    hold: str = ""
+    again: float | None = None
+    drain: DrainState | None = None
+    restart: PluginRestart | None = None
 
     @property
     def succeeded(self) -> bool:
-        """Whether the plan goes on. `Changed` and `Failed` are looked at again."""
-        return self.result not in (Result.CHANGED, Result.FAILED)
+        """Whether the plan goes on."""
+        return self.result in (Result.DONE, Result.ALREADY_CORDONED, Result.NOT_OURS)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it did not go through, and is to be looked at again."""
+        return self.result in (Result.CHANGED, Result.FAILED)

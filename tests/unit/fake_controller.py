@@ -11,16 +11,20 @@ import msgspec
 from msgspec.structs import replace
 
 from health.report import AcceleratorReport
-from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS, Cluster
+from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS, Cluster, FencedError
+from remediation.drain import Eviction, Notice
 from remediation.engine import Engine, Led, Resource, Seen
 from remediation.executor import Basis, Executor
 from remediation.fleet import Node
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, StartTokens
+from remediation.pod import Pod
 from remediation.policy import Policy
 from remediation.reflector import Kind
 from remediation.situation import Action
+from remediation.steps.plugin import DaemonSetView
 from runtime.api_errors import ApiError
 from runtime.clock import ManualClock
+from tests.fake_pods import FakePods
 from tests.unit.fake_cluster import COLLECTIONS, FakeApi, FakeSession
 
 Read = TypeVar("Read")
@@ -38,6 +42,36 @@ def read_at_once(read: Callable[[], Read], /) -> Callable[[], Read]:
     """No threads: it is read before the caller goes on."""
     found = read()
     return lambda: found
+
+
+@dataclass
+class GuardedPods:
+    """A controller's way to the pods: every mutation asks first whether it may."""
+
+    pods: FakePods
+    may_write: Callable[[], bool]
+
+    def pods_on(self, node_name: str) -> tuple[Pod, ...]:
+        return self.pods.pods_on(node_name)
+
+    def daemon_set(self, namespace: str, name: str) -> DaemonSetView:
+        return self.pods.daemon_set(namespace, name)
+
+    def evict(self, eviction: Eviction) -> None:
+        self._guard()
+        self.pods.evict(eviction)
+
+    def tell(self, notice: Notice) -> None:
+        self._guard()
+        self.pods.tell(notice)
+
+    def delete_pod(self, namespace: str, name: str, uid: str) -> None:
+        self._guard()
+        self.pods.delete_pod(namespace, name, uid)
+
+    def _guard(self) -> None:
+        if not self.may_write():
+            raise FencedError("the lease is not proven, so nothing is written", reason="Fenced")
 
 
 class InlineWorkers(Workers):
@@ -140,6 +174,7 @@ class FakeController:
     """Mutations that pass the check of the lease although this controller does not lead."""
     leads: bool = False
     on_seen: Callable[[Seen], None] = lambda seen: None
+    pods: FakePods | None = None
     session: FakeSession = field(init=False)
     cluster: Cluster = field(init=False)
     engine: Engine = field(init=False)
@@ -150,7 +185,13 @@ class FakeController:
         self.engine = Engine(
             clock=self.clock,
             policy=self.policy,
-            executor=Executor(self.cluster, self.clock, epoch=lambda: self.engine.epoch, aside=read_at_once),
+            executor=Executor(
+                self.cluster,
+                GuardedPods(self.pods or FakePods(self.clock), self._may_write),
+                self.clock,
+                epoch=lambda: self.engine.epoch,
+                aside=read_at_once,
+            ),
             workers=self.workers,
             view_age=lambda: self.watches.age(self.clock.monotonic()),
             remember_tokens=self._remember_tokens,
