@@ -25,6 +25,7 @@ from remediation.configuration import ControllerConfiguration
 from remediation.metrics import ControllerMetrics
 from remediation.metrics import registry as controller_registry
 from runtime.exposition import Registry
+from runtime.tracing import TracingOff
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
@@ -45,7 +46,8 @@ def metrics_page() -> str:
                 "The agent (`sickbay agent`, port 9400)", agent_registry(_no_snapshot, publish_histogram())
             ),
             *_metric_table(
-                "The controller (`sickbay controller`, port 9401)", controller_registry(ControllerMetrics())
+                "The controller (`sickbay controller`, port 9401)",
+                controller_registry(ControllerMetrics(), TracingOff()),
             ),
         ]
     )

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from health.report import AcceleratorReport
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS, Cluster
 from remediation.configuration import ControllerConfiguration
-from remediation.engine import Engine, Led, NewPolicy, Resource, Seen
+from remediation.engine import Done, Engine, Led, NewPolicy, Resource, Seen
 from remediation.executor import Executor
 from remediation.fleet import Node
 from remediation.lease import KubernetesLeaseApi, LeaseElector
@@ -27,12 +27,14 @@ from remediation.pod_api import KubernetesPods
 from remediation.policy import Policy, load_policy
 from remediation.reflector import Event, Kind, Reflector
 from remediation.retention import outlived
+from remediation.traces import Teller
 from runtime.api_errors import ApiError, Forbidden, Invalid, NotFound
 from runtime.clock import SystemClock
 from runtime.config_error import ConfigError
 from runtime.endpoint import Endpoint
 from runtime.exposition import Exposition
 from runtime.kubernetes import Session, session_from
+from runtime.tracing import start_tracing
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class Controller:
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix="step")
         self._looks = ThreadPoolExecutor(config.workers, thread_name_prefix="look")
         self._metrics = ControllerMetrics()
+        self._tracer = start_tracing(service="sickbay-controller")
+        self._traces = Teller(self._tracer)
         self._reflectors = (
             self._watch(REPORTS, AcceleratorReport, Resource.REPORT),
             self._watch(NODES, Node, Resource.NODE),
@@ -72,7 +76,7 @@ class Controller:
             policy=load_policy(config.policy) if config.policy else Policy(),
             executor=Executor(
                 self._cluster,
-                KubernetesPods(session.clone(), clock=self._clock, may_write=self._may_write),
+                KubernetesPods(session, clock=self._clock, may_write=self._may_write),
                 self._clock,
                 epoch=lambda: self._engine.epoch,
                 aside=lambda read: self._looks.submit(read).result,
@@ -80,7 +84,7 @@ class Controller:
             workers=self._workers,
             view_age=self._view_age,
             remember_tokens=self._remember_tokens,
-            on_done=self._metrics.count,
+            on_done=self._on_done,
         )
         self._policy_seen = _stamp(config.policy)
         self._beat = self._clock.monotonic()
@@ -117,6 +121,7 @@ class Controller:
                 reflector.stop()
             self._workers.shutdown(wait=True, cancel_futures=True)
             self._looks.shutdown(wait=True)
+            self._tracer.shutdown()
             endpoint.close()
         return 0
 
@@ -134,6 +139,11 @@ class Controller:
 
     def _may_write(self) -> bool:
         return self._leading.is_set() and self._elector.is_leader()
+
+    def _on_done(self, done: Done) -> None:
+        self._metrics.count(done)
+        for session in done.report.sessions:
+            self._traces.tell(session)
 
     def _on_started(self, transitions: int) -> None:
         """Runs in the elector's thread, which must go on renewing: so the takeover has one of its own."""
@@ -164,6 +174,7 @@ class Controller:
                 if not self._while_in(term, partial(self._begin, epoch)):
                     return
                 self._stamp(open_sessions, epoch)
+                self._traces.tell_again(sessions, self._clock.wall())
                 self._while_in(term, partial(self._lead, epoch, len(open_sessions)))
                 return
             except ApiError as error:
@@ -251,7 +262,9 @@ class Controller:
             log.warning("cannot remember the start tokens", extra={"error": str(error)})
 
     def _endpoint(self) -> Endpoint:
-        exposition = Exposition(registry(self._metrics), generation=lambda: None, clock=self._clock)
+        exposition = Exposition(
+            registry(self._metrics, self._tracer), generation=lambda: None, clock=self._clock
+        )
         listen = self._config.listen
         return Endpoint(
             listen.host, listen.port, metrics=exposition, healthz=self._healthz, readyz=self._readyz

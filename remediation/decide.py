@@ -17,6 +17,7 @@ from remediation.moves import close, run
 from remediation.objects import AcceleratorRemediation, RemediationSpec, RemediationStatus, session_name
 from remediation.policy import Rule, StepName, advice_rank, plan_for
 from remediation.situation import MODES, RECHECK, Decision, Open, Situation, fences_device, observed, obstacle
+from remediation.traces import trace_of
 
 
 def decide(at: Situation) -> Decision:
@@ -129,7 +130,7 @@ def _orphan(at: Situation, node: Node) -> Decision | None:
         policy=at.policy.reference,
     )
     status = journal.moved(
-        RemediationStatus(leader_epoch=at.epoch),
+        RemediationStatus(leader_epoch=at.epoch, trace_id=trace_of(name)),
         Phase.PENDING,
         reason="MadeAgain",
         message="the session of this cordon was deleted",
@@ -152,7 +153,9 @@ def _open(at: Situation, node: Node, report: AcceleratorReport, fault: Fault, ru
     faults = [found for found, _ in at.acting_faults(report)]
     plan = plan_for(rule, fault.advice)
     status = journal.with_incidents(RemediationStatus(plan=plan), report, faults, at.now.wall)
-    status = replace(status, rung=plan[0].rung if plan else "", leader_epoch=at.epoch)
+    status = replace(
+        status, rung=plan[0].rung if plan else "", leader_epoch=at.epoch, trace_id=trace_of(name)
+    )
     because = f"{fault.kind} ({fault.code or 'no code'}) of {fault.device_uuid or 'the node'}"
     if all(fences_device(ruled, found) for found, ruled in at.acting_faults(report)):
         message = f"{because}: left to the device plugin, which withholds the device; the node stays open"

@@ -20,6 +20,9 @@ RETRY_AFTER = timedelta(seconds=5)
 RETRY_AFTER_LIMIT = timedelta(seconds=60)
 """The most that the API server's own Retry-After can make of it."""
 
+EVICTED_LIMIT = 64
+"""Evicted pods, and replacements, that are remembered by UID."""
+
 _EXCERPT = 160
 
 
@@ -63,12 +66,21 @@ class PodNote(Wire, frozen=True):
     message: str = ""
 
 
+class EvictedPod(Wire, frozen=True):
+    """A pod that a drain has evicted: enough to know it, and who replaces it, again."""
+
+    uid: str
+    namespace: str
+    owner_uid: str = ""
+
+
 class DrainState(Wire, frozen=True):
     """A drain's memory. `evicted` counts all evictions that were accepted, of pods that are gone as well.
 
     `empty_since`: the look that found nothing left, as long as no later one found something. `seen_gangs` are the
     gangs that pods on the node belong to, `gangs` those of them that this drain has claimed: no other node of
-    theirs is disrupted until it ends.
+    theirs is disrupted until it ends. `evicted_pods` are the first that were evicted, `replacements` the UIDs of the
+    pods that their controllers had made instead when the drain was over.
     """
 
     started: Time
@@ -77,6 +89,8 @@ class DrainState(Wire, frozen=True):
     pods: tuple[PodNote, ...] = ()
     seen_gangs: tuple[str, ...] = ()
     gangs: tuple[str, ...] = ()
+    evicted_pods: tuple[EvictedPod, ...] = ()
+    replacements: tuple[str, ...] = ()
 
     def note(self, uid: str) -> PodNote:
         """What is remembered of a pod; an empty note where there is nothing."""

@@ -13,9 +13,11 @@ from remediation.objects import (
     INCIDENT_LIMIT,
     JOURNAL_LIMIT,
     MESSAGE_LIMIT,
+    PHASE_LIMIT,
     Incident,
     JournalEntry,
     JournalEvent,
+    PhaseEntry,
     RemediationStatus,
 )
 
@@ -80,7 +82,16 @@ def moved(
         reason=reason,
         message=message[:MESSAGE_LIMIT],
         closed_time=now if phase.closed else None,
+        phases=_entered(status.phases, phase, now),
     )
+
+
+def _entered(phases: tuple[PhaseEntry, ...], phase: Phase, now: datetime) -> tuple[PhaseEntry, ...]:
+    """The history with one more phase, unless it is the present one. A full one loses its second, as the journal."""
+    if phases and phases[-1].phase is phase:
+        return phases
+    kept = phases if len(phases) < PHASE_LIMIT else (phases[0], *phases[2 - PHASE_LIMIT :])
+    return (*kept, PhaseEntry(phase=phase, started=now))
 
 
 def with_incidents(

@@ -17,6 +17,7 @@ from remediation.fleet import Fleet
 from remediation.policy import DEFAULT_POOL, Policy
 from remediation.situation import Write
 from runtime.exposition import Registry
+from runtime.tracing import Tracer
 
 _STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 
@@ -157,10 +158,11 @@ class ControllerMetrics:
         return self.collect()
 
 
-def registry(metrics: ControllerMetrics) -> Registry:
+def registry(metrics: ControllerMetrics, tracer: Tracer) -> Registry:
     """All metrics of the controller."""
     everything = Registry()
     everything.register(metrics, name="controller")
+    everything.register(tracer, name="tracing")
     for metric in (metrics.actions, metrics.stages, metrics.policy_loads):
         everything.register(metric)
     return everything

@@ -17,6 +17,9 @@ from health.vocabulary import Mode, Phase, Scope, Severity
 from remediation.drain_state import DrainState
 from remediation.plugin_state import PluginRestart
 
+PHASE_LIMIT = 64
+"""Phases kept in a session's history."""
+
 JOURNAL_LIMIT = 64
 """Entries kept in a session's journal; repeats are folded into a count."""
 
@@ -151,6 +154,13 @@ class JournalEntry(Wire, frozen=True):
     count: int = 1
 
 
+class PhaseEntry(Wire, frozen=True):
+    """A phase that the session entered, and when. It ended when the next one began."""
+
+    phase: Phase
+    started: Time
+
+
 class Condition(Wire, frozen=True):
     """A Kubernetes condition (meta/v1)."""
 
@@ -178,6 +188,7 @@ class RemediationStatus(Wire, frozen=True):
     fenced_time: Time | None = None
     healthy_since: Time | None = None
     closed_time: Time | None = None
+    phases: tuple[PhaseEntry, ...] = ()
     drain: DrainState | None = None
     restart: PluginRestart | None = None
     conditions: tuple[Condition, ...] = ()

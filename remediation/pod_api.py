@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import msgspec
 
 from remediation.cluster import FencedError
 from remediation.drain import Eviction, Notice
+from remediation.drain_state import EvictedPod
 from remediation.pod import OwnerReference, Pod
 from remediation.steps.plugin import DaemonSetView
 from runtime.api_errors import Conflict, Unavailable
@@ -21,6 +22,7 @@ NOTICE_ANNOTATION = "sickbay.dev/drain-notice"
 by the downward API as a file."""
 
 _REASON = "DrainNotice"
+_NAMESPACES = 8
 
 
 class _PodList(msgspec.Struct, frozen=True):
@@ -116,6 +118,20 @@ class KubernetesPods:
         except Conflict as conflict:
             if not conflict.already_exists:
                 raise
+
+    def replacements(self, evicted: Sequence[EvictedPod], *, since: datetime) -> tuple[str, ...]:
+        """From one page of each of the first few namespaces: it is for links in traces, not worth more."""
+        owners = {pod.owner_uid for pod in evicted if pod.owner_uid}
+        gone = {pod.uid for pod in evicted}
+        found: list[str] = []
+        for namespace in sorted({pod.namespace for pod in evicted if pod.owner_uid})[:_NAMESPACES]:
+            page = next(self._session.list_pages(f"/api/v1/namespaces/{namespace}/pods"))
+            for pod in _decode(page.body).items:
+                owner, born = pod.controller, pod.metadata.creation_timestamp
+                late = born is not None and born >= since.replace(microsecond=0)
+                if owner is not None and owner.uid in owners and pod.uid not in gone and late:
+                    found.append(pod.uid)
+        return tuple(found)
 
     def daemon_set(self, namespace: str, name: str) -> DaemonSetView:
         """How a DaemonSet is updated, and the newest of its ControllerRevisions, which is what it makes pods of."""

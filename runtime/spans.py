@@ -56,6 +56,11 @@ class TraceRef(NamedTuple):
         return f"{self.span_id:016x}"
 
 
+def dispatch_trace(pod_uid: str, attempt: int = 1) -> TraceRef:
+    """The root span of a pod's dispatch: who disrupts a pod links to it without having seen it."""
+    return TraceRef(trace_id_of("dispatch", pod_uid, attempt), span_id_of("dispatch", pod_uid, attempt))
+
+
 @dataclass(frozen=True, slots=True)
 class SpanLink:
     """A pointer from a span to one of another trace, with attributes that say why."""

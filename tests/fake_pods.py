@@ -1,6 +1,7 @@
 """Pods of one node in memory, with evictions, graces, budgets and a scheduler that a test drives; time is its own."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
@@ -10,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from remediation.drain import Eviction, Notice
+from remediation.drain_state import EvictedPod
 from remediation.pod import Pod
 from remediation.steps.plugin import DaemonSetView
 from runtime.api_errors import ApiError, Cause, Conflict, NotFound, TooManyRequests
@@ -114,6 +116,17 @@ class FakePods:
         self.notices.append((self.clock.wall(), notice))
         self._find(notice.namespace, notice.name, notice.uid)
         _refuse(self.notice_refusals[notice.uid])
+
+    def replacements(self, evicted: Sequence[EvictedPod], *, since: datetime) -> tuple[str, ...]:
+        owners, gone = {pod.owner_uid for pod in evicted}, {pod.uid for pod in evicted}
+        return tuple(
+            pod.uid
+            for pod in self.pods.values()
+            if pod.controller is not None
+            and pod.controller.uid in owners
+            and pod.uid not in gone
+            and (pod.metadata.creation_timestamp or since) >= since
+        )
 
     def daemon_set(self, namespace: str, name: str) -> DaemonSetView:
         try:

@@ -6,18 +6,21 @@ eviction and notice holds for one pod UID only.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
+
+import msgspec
 
 from remediation.cluster import FencedError
 from remediation.drain import SCHEDULER_LAG, Eviction, Notice, Pass, Verdict, next_pass
 from remediation.drain_policy import DrainPolicy
 from remediation.drain_report import tell
-from remediation.drain_state import Answer, DrainState, Reply, record
+from remediation.drain_state import EVICTED_LIMIT, Answer, DrainState, EvictedPod, Reply, record
 from remediation.orders import DrainOrder
 from remediation.pod import ACCELERATOR_RESOURCES, Pod
 from remediation.steps.outcome import Outcome, Result
@@ -33,6 +36,8 @@ from runtime.api_errors import (
 )
 from runtime.clock import Clock
 
+log = logging.getLogger(__name__)
+
 _SEVERAL_BUDGETS = "more than one PodDisruptionBudget"
 _NAMESPACE_TERMINATING = "NamespaceTerminating"
 _UID_DIFFERS = "UID in "
@@ -46,6 +51,9 @@ class PodApi(Protocol):
 
     def evict(self, eviction: Eviction) -> None:
         """Ask for the eviction of the pod with this UID, with the pod's own grace."""
+
+    def replacements(self, evicted: Sequence[EvictedPod], *, since: datetime) -> tuple[str, ...]:
+        """UIDs of the pods that the controllers of these have made since then, in the same namespaces."""
 
     def tell(self, notice: Notice) -> None:
         """Put the notice on the pod with this UID, as an annotation and an Event."""
@@ -95,7 +103,10 @@ def drain_pass(
         gangs=claimed if order.policy.one_node_per_gang else None,
     )
     result, hold = _ENDS[drained.verdict]
-    return Outcome(result, drained.message, hold=hold, again=drained.again, drain=drained.state)
+    after = drained.state
+    if drained.verdict.completed and after.evicted_pods:
+        after = _with_replacements(api, after)
+    return Outcome(result, drained.message, hold=hold, again=drained.again, drain=after)
 
 
 def drain(
@@ -132,7 +143,28 @@ def drain(
         return Drained(look, (), look.state, look.sentence)
     answers = tuple(_carry_out(api, look, concurrency=policy.concurrency))
     after = record(look.state, answers, clock.wall(), jitter=jitter)
+    after = _with_evicted(after, pods, {one.uid for one in answers if one.reply is Reply.EVICTED})
     return Drained(look, answers, after, tell(look.left, policy, after, gangs))
+
+
+def _with_evicted(state: DrainState, pods: Sequence[Pod], uids: set[str]) -> DrainState:
+    known = {pod.uid for pod in state.evicted_pods}
+    more = [
+        EvictedPod(pod.uid, pod.metadata.namespace, pod.controller.uid if pod.controller else "")
+        for pod in pods
+        if pod.uid in uids - known
+    ]
+    return msgspec.structs.replace(state, evicted_pods=(*state.evicted_pods, *more)[:EVICTED_LIMIT])
+
+
+def _with_replacements(api: PodApi, state: DrainState) -> DrainState:
+    """What the traces of a session are linked to; a drain is complete without it as well."""
+    try:
+        found = api.replacements(state.evicted_pods, since=state.started)
+    except ApiError as error:
+        log.info("the replacements of evicted pods cannot be listed", extra={"error": str(error)})
+        return state
+    return msgspec.structs.replace(state, replacements=found[:EVICTED_LIMIT])
 
 
 def _carry_out(api: PodApi, look: Pass, *, concurrency: int) -> Iterator[Answer]:

@@ -1,10 +1,11 @@
 """A controller without threads: real engine, executor and cluster, watches that deliver when they are told to."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor as Workers
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from health.report import AcceleratorReport
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS, Cluster, FencedError
 from remediation.drain import Eviction, Notice
+from remediation.drain_state import EvictedPod
 from remediation.engine import Engine, Led, Resource, Seen
 from remediation.executor import Basis, Executor
 from remediation.fleet import Node
@@ -53,6 +55,9 @@ class GuardedPods:
 
     def pods_on(self, node_name: str) -> tuple[Pod, ...]:
         return self.pods.pods_on(node_name)
+
+    def replacements(self, evicted: Sequence[EvictedPod], *, since: datetime) -> tuple[str, ...]:
+        return self.pods.replacements(evicted, since=since)
 
     def daemon_set(self, namespace: str, name: str) -> DaemonSetView:
         return self.pods.daemon_set(namespace, name)
