@@ -112,6 +112,10 @@ def _agent_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sample-interval", metavar="DURATION")
     parser.add_argument("--renew-interval", metavar="DURATION")
+    parser.add_argument(
+        "--pod-resources-socket", metavar="PATH", help="the kubelet's; who holds which device"
+    )
+    parser.add_argument("--device-plugin-folder", metavar="PATH", help="where the plugins' sockets are")
     parser.add_argument("--xid-overrides", metavar="FILE", help="catalogue entries of your own")
     parser.add_argument(
         "--drill", action="store_true", default=None, help="believe lines that userspace wrote"

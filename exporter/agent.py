@@ -182,6 +182,8 @@ def _agent(configuration: AgentConfiguration, *, state_file: Path | None, node_u
             sample_interval=configuration.sample_interval,
             renew_interval=configuration.renew_interval,
             drill=configuration.drill,
+            pod_resources_socket=configuration.pod_resources_socket,
+            device_plugin_folder=configuration.device_plugin_folder,
         ),
         boot_id=boot_id,
         catalogue=_catalogue(configuration.xid_overrides),

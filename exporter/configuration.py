@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER, POD_RESOURCES_SOCKET
 from runtime.quantities import Duration, ListenAddress
 
 ENVIRONMENT_PREFIX = "SICKBAY_AGENT_"
@@ -50,6 +51,12 @@ class AgentConfiguration(
 
     renew_interval: Duration = Duration(30)
     """From one renewal of the report to the next. Controllers call a report stale after 90 s without one."""
+
+    pod_resources_socket: Path = POD_RESOURCES_SOCKET
+    """The kubelet's socket that tells who holds which device. Where there is none, that is not known."""
+
+    device_plugin_folder: Path = DEVICE_PLUGIN_FOLDER
+    """The folder of the device plugins' sockets, each of which is asked whether it answers."""
 
     xid_overrides: Path | None = None
     """A file in the form of `health/xids.tsv`, whose entries stand in the place of the built-in ones."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from exporter.holdings import Holdings
 from exporter.samples import Inventory, Sample
 from exporter.sources.kernel_intake import KernelMessage
+from exporter.sources.plugin_target import Plugin
 from health.report import ReportSpec, ReportStatus
 from health.vocabulary import SourceState
 
@@ -17,6 +19,21 @@ class SourceSaid:
     name: str
     state: SourceState
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Something about a device plugin has changed; all of them, sorted by socket."""
+
+    plugins: tuple[Plugin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationFailed:
+    """The kubelet has refused a pod (`NAMESPACE/NAME`) that the scheduler had given devices of this resource."""
+
+    resource: str
+    pod: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +55,16 @@ class Written:
     sequence: int
 
 
-Event = KernelMessage | Inventory | Sample | SourceSaid | CaughtUp | Met | Written | ReportSpec
+Event = (
+    KernelMessage
+    | Inventory
+    | Sample
+    | SourceSaid
+    | Probed
+    | Holdings
+    | AllocationFailed
+    | CaughtUp
+    | Met
+    | Written
+    | ReportSpec
+)

@@ -210,6 +210,33 @@ SXID_ERRORS = Family(
     "SXid (NVSwitch error) lines of this boot in the kernel log, by the switch's PCI address.",
     ("pci_address", "sxid"),
 )
+ALLOCATION_INFO = Family(
+    "accelerator_allocation_info",
+    "gauge",
+    "Always 1: the container that holds a device, as the kubelet says it. Join by uuid, device and partition.",
+    (
+        "uuid",
+        "device",
+        "partition",
+        "workload_namespace",
+        "workload_pod",
+        "workload_container",
+        "resource",
+    ),
+)
+DEVICES = Family(
+    "accelerator_devices",
+    "gauge",
+    "Devices of a resource: allocatable are those that the kubelet has as healthy, held or not; allocated those that "
+    "containers hold.",
+    ("resource", "state"),
+)
+PLUGIN_STATE = Family(
+    "accelerator_plugin_state",
+    "gauge",
+    "1 for the state that a device plugin was found in by asking it, 0 for the others.",
+    ("resource", "socket", "state"),
+)
 
 BUILD_INFO = Family("sickbay_build_info", "gauge", "Always 1: the agent's version.", ("version",))
 SOURCE_STATE = Family(
@@ -277,6 +304,9 @@ OF_DEVICES = (
     XID_ERRORS,
     XID_LAST,
     SXID_ERRORS,
+    ALLOCATION_INFO,
+    DEVICES,
+    PLUGIN_STATE,
 )
 OF_AGENT = (
     BUILD_INFO,

@@ -6,12 +6,15 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
-from exporter.events import CaughtUp, Event, Met, SourceSaid, Written
+from exporter.events import AllocationFailed, CaughtUp, Event, Met, Probed, SourceSaid, Written
+from exporter.holdings import Holdings
 from exporter.memory import Memory, recalled, remembered, with_own_report
 from exporter.orders import orders
+from exporter.plugin_state import PLUGIN, POD_RESOURCES
+from exporter.reporting import fresh_samples, sound_devices
 from exporter.samples import Inventory, Sample
 from exporter.sources.kernel_intake import KernelMessage
-from exporter.state import KERNEL_LOG, NVML, NodeState
+from exporter.state import KERNEL_LOG, NVML, SEEN_AGAIN, NodeState
 from health.report import ReportSpec
 from health.vocabulary import SourceState
 from health.xids import Catalogue
@@ -36,9 +39,11 @@ class Fold:
         drill: bool,
         now: datetime,
         monotonic: float,
+        sample_interval: float = 5.0,
     ) -> None:
+        self._sample_interval = sample_interval
         state = NodeState(boot_id=boot_id, catalogue=catalogue, drill=drill)
-        for source in (KERNEL_LOG, NVML):
+        for source in (KERNEL_LOG, NVML, PLUGIN, POD_RESOURCES):
             state = state.with_source(source, SourceState.STALE, _STARTING)
         self.state = recalled(memory, state, now) if memory else state
         self.orders = orders(self.state.orders, wall=now, monotonic=monotonic)
@@ -59,7 +64,12 @@ class Fold:
         """Whether every source has said what it has, or that it has nothing."""
         nvml, kernel_log = self.state.sources[NVML], self.state.sources[KERNEL_LOG]
         sampled = self.state.sample is not None or nvml.state not in (SourceState.LIVE, SourceState.STALE)
-        return sampled and (self._caught_up or kernel_log.state is SourceState.FAILED)
+        others = (self.state.sources[name] for name in (PLUGIN, POD_RESOURCES))
+        return (
+            sampled
+            and (self._caught_up or kernel_log.state is SourceState.FAILED)
+            and all(source.message != _STARTING for source in others)
+        )
 
     def settled(self, monotonic: float) -> bool:
         """Whether the sources have begun to speak, or had the time to."""
@@ -77,6 +87,14 @@ class Fold:
                 self.state = self.state.with_inventory(event, now)
             case SourceSaid():
                 self.state = self.state.with_source(event.name, event.state, event.message)
+            case Probed():
+                self.state = replace(self.state, kubelet=replace(self.state.kubelet, plugins=event.plugins))
+            case Holdings():
+                self.state = replace(self.state, kubelet=replace(self.state.kubelet, holdings=event))
+            case AllocationFailed():
+                self.state = replace(
+                    self.state, kubelet=self.state.kubelet.with_failure(event.resource, monotonic)
+                )
             case CaughtUp():
                 self._caught_up = True
             case Met():
@@ -95,7 +113,22 @@ class Fold:
             log.warning("drill: kernel lines of userspace are believed" if drill else "the drill is over")
             self.state = replace(self.state, drill=drill)
         self._take_up_report(now, monotonic)
-        self.state = self.state.at(now)
+        self.state = self._with_plugin_faults(self.state.at(now), now, monotonic)
+
+    def _with_plugin_faults(self, state: NodeState, now: datetime, monotonic: float) -> NodeState:
+        samples = fresh_samples(state, monotonic=monotonic, interval=self._sample_interval)
+        kubelet, diagnosis = state.kubelet.diagnosed(
+            state.diagnosis,
+            state.sources,
+            sound_devices(state, samples),
+            now=monotonic,
+            wall=now,
+            boot_id=state.boot_id,
+            seen_again=SEEN_AGAIN.total_seconds(),
+        )
+        if kubelet is state.kubelet and diagnosis is state.diagnosis:
+            return state
+        return replace(state, kubelet=kubelet, diagnosis=diagnosis)
 
     def memory(self, node_uid: str) -> Memory:
         """What is to outlive this process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,8 +13,11 @@ from prometheus_client.core import Metric
 
 from exporter import families
 from exporter.families import Family, MetricFamily
+from exporter.holdings import Holdings
+from exporter.plugin_state import POD_RESOURCES
 from exporter.reporting import device_access, device_health, fresh_samples
 from exporter.samples import GPU_IS_LOST, DeviceIdentity, DeviceSample
+from exporter.sources.plugin_target import PluginState
 from exporter.state import NVML, OTHER_CODE, NodeState
 from health.vocabulary import DeviceAccess, DeviceHealth, Severity, SourceState
 from health.xids import Catalogue
@@ -79,6 +83,7 @@ class DeviceCollector:
             families.SXID_ERRORS,
             [((address, _code(code)), counter.count) for (address, code), counter in state.sxids.items()],
         )
+        yield from _kubelet(state)
 
 
 class AgentCollector:
@@ -241,6 +246,41 @@ def _xids(state: NodeState) -> Iterator[MetricFamily]:
         times[key] = max(times.get(key, 0), counter.last.timestamp())
     yield _filled(families.XID_ERRORS, counts.items())
     yield _filled(families.XID_LAST, times.items())
+
+
+def _kubelet(state: NodeState) -> Iterator[MetricFamily]:
+    """Who holds what, and what device plugins do. While the kubelet does not answer its last word is not shown."""
+    indexes = {device.uuid: str(device.index) for device in state.devices}
+    source = state.sources.get(POD_RESOURCES)
+    answers = source is not None and source.state is SourceState.LIVE
+    holdings = state.kubelet.holdings if answers else Holdings()
+    yield _filled(
+        families.ALLOCATION_INFO,
+        [
+            (
+                (
+                    *(held.uuid, indexes.get(held.uuid, ""), ""),
+                    *(held.namespace, held.pod, held.container, held.resource),
+                ),
+                1,
+            )
+            for held in dict.fromkeys(holdings.held)
+        ],
+    )
+    allocated = Counter(held.resource for held in holdings.held)
+    counts = {
+        **{(name, "allocatable"): len(ids) for name, ids in holdings.healthy.items()},
+        **{(name, "allocated"): count for name, count in allocated.items()},
+    }
+    yield _filled(families.DEVICES, counts.items())
+    yield _filled(
+        families.PLUGIN_STATE,
+        [
+            ((plugin.resource, plugin.socket, possible.value), float(plugin.state is possible))
+            for plugin in state.kubelet.plugins
+            for possible in PluginState
+        ],
+    )
 
 
 def _filled(family: Family, samples: Iterable[tuple[Sequence[str], float]]) -> MetricFamily:

@@ -13,20 +13,24 @@ from pathlib import Path
 
 from exporter.access import AccessWatch
 from exporter.cadence import Write, fatal
-from exporter.events import CaughtUp, Event, Met, SourceSaid, Written
+from exporter.events import CaughtUp, Event, Met, Probed, SourceSaid, Written
 from exporter.fold import Fold
 from exporter.memory import Keeper, Memory
 from exporter.metrics import Figures, Snapshot, publish_histogram
+from exporter.plugin_state import PLUGIN, POD_RESOURCES
 from exporter.publish import Publisher, ReportApi
 from exporter.reporting import fresh_samples, report_status
 from exporter.samples import Inventory
 from exporter.sources.kernel_log import KernelLog
 from exporter.sources.nvml import NvmlSource, Timing
+from exporter.sources.plugin import PluginProbe
+from exporter.sources.pod_resources import PodResourcesSource
 from exporter.state import KERNEL_LOG, NVML
 from health.report import ReportSpec, ReportStatus
 from health.vocabulary import SourceState
 from health.xids import Catalogue
 from runtime.clock import Clock, SystemClock
+from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER, POD_RESOURCES_SOCKET
 from runtime.version import VERSION
 
 QUEUE_LIMIT = 4096
@@ -52,6 +56,8 @@ class Settings:
     sample_interval: float = 5.0
     renew_interval: float = 30.0
     drill: bool = False
+    pod_resources_socket: Path = POD_RESOURCES_SOCKET
+    device_plugin_folder: Path = DEVICE_PLUGIN_FOLDER
 
 
 class NodeAgent:
@@ -80,6 +86,7 @@ class NodeAgent:
             drill=settings.drill,
             now=self._clock.wall(),
             monotonic=self._heartbeat,
+            sample_interval=settings.sample_interval,
         )
         self._queue: queue.Queue[Event] = queue.Queue(QUEUE_LIMIT)
         self._closing = False
@@ -106,6 +113,17 @@ class NodeAgent:
             timing=Timing(interval=settings.sample_interval),
         )
 
+        self._pod_resources = PodResourcesSource(
+            on_holdings=self._enqueue,
+            on_state=lambda state, message: self._enqueue(SourceSaid(POD_RESOURCES, state, message)),
+            socket=settings.pod_resources_socket,
+        )
+        self._plugins = PluginProbe(
+            on_plugins=lambda plugins: self._enqueue(Probed(plugins)),
+            on_state=lambda state, message: self._enqueue(SourceSaid(PLUGIN, state, message)),
+            folder=settings.device_plugin_folder,
+        )
+
     def start(self) -> None:
         """Start the sources. A release or drill that was asked for before a restart still holds."""
         self._obey()
@@ -114,6 +132,8 @@ class NodeAgent:
             self._keeper.start()
         self._kernel_log.start()
         self._nvml.start()
+        self._pod_resources.start()
+        self._plugins.start()
 
     def publish_to(self, api: ReportApi, *, node: str, node_uid: str) -> None:
         """Publish the report from now on."""
@@ -160,6 +180,8 @@ class NodeAgent:
         self._closing = True
         self._kernel_log.stop(0.5)
         self._nvml.close(1.0)
+        self._pod_resources.close(0.3)
+        self._plugins.close(0.3)
         if self._publisher:
             self._publisher.stop(0.5)
         self.step(0)

@@ -9,9 +9,11 @@ from datetime import datetime
 import msgspec.structs
 
 from exporter.samples import DeviceIdentity, DeviceSample
+from exporter.sources.plugin_target import PluginState
 from exporter.state import NVML, NodeState, action_words
 from health.kernel_line import RECOVERY_ACTIONS
-from health.report import Device, Driver, Fault, ReportStatus, Source
+from health.plugin_faults import PLUGIN_FAULTS
+from health.report import Device, Driver, Fault, Plugin, PluginResource, ReportStatus, Source
 from health.vocabulary import DeviceAccess, DeviceHealth, Severity, SourceState
 
 STALE_INTERVALS = 3
@@ -23,6 +25,7 @@ _VENDOR = "nvidia"
 _NAME_LIMIT = 128
 _VERSION_LIMIT = 64
 _MESSAGE_LIMIT = 512
+_PLUGIN_LIMIT = 32
 
 
 def fresh_samples(state: NodeState, *, monotonic: float, interval: float) -> Mapping[str, DeviceSample]:
@@ -34,13 +37,26 @@ def fresh_samples(state: NodeState, *, monotonic: float, interval: float) -> Map
 
 def device_health(state: NodeState, uuid: str, samples: Mapping[str, DeviceSample]) -> DeviceHealth:
     """A device's own state. No data is Unknown, which is never a fault of the hardware."""
-    severities = {fault.severity for fault in state.diagnosis.open.values() if fault.device_uuid == uuid}
+    severities = {
+        fault.severity
+        for fault in state.diagnosis.open.values()
+        if fault.device_uuid == uuid and fault.kind not in PLUGIN_FAULTS
+    }
     if Severity.FATAL in severities:
         return DeviceHealth.FAILED
     if Severity.DEGRADED in severities:
         return DeviceHealth.DEGRADED
     sample = samples.get(uuid)
     return DeviceHealth.UNKNOWN if sample is None or sample.error else DeviceHealth.HEALTHY
+
+
+def sound_devices(state: NodeState, samples: Mapping[str, DeviceSample]) -> frozenset[str]:
+    """The UUIDs of the devices whose own state is healthy."""
+    return frozenset(
+        device.uuid
+        for device in state.devices
+        if device_health(state, device.uuid, samples) is DeviceHealth.HEALTHY
+    )
 
 
 def report_status(
@@ -60,6 +76,7 @@ def report_status(
         driver=_driver(state),
         devices=tuple(_device(state, device, samples) for device in state.devices),
         faults=tuple(sorted(state.diagnosis.faults, key=_worst_first)),
+        plugin=_plugin(state),
         sources=tuple(_source(state, source) for _, source in sorted(state.sources.items())),
         device_access=device_access(state),
         drill=state.drill,
@@ -100,6 +117,18 @@ def _driver(state: NodeState) -> Driver | None:
         version=state.driver_version[:_VERSION_LIMIT],
         library_version=state.library_version[:_VERSION_LIMIT],
     )
+
+
+def _plugin(state: NodeState) -> Plugin | None:
+    """The device plugins that were ever seen; on a node without any there is nothing to say."""
+    resources = tuple(
+        PluginResource(
+            name=plugin.resource[:_NAME_LIMIT], state=plugin.state.value, socket=plugin.socket[:_NAME_LIMIT]
+        )
+        for plugin in state.kubelet.plugins
+        if plugin.present or plugin.state is not PluginState.UNKNOWN
+    )
+    return Plugin(resources[:_PLUGIN_LIMIT]) if resources else None
 
 
 def _device(state: NodeState, device: DeviceIdentity, samples: Mapping[str, DeviceSample]) -> Device:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 import msgspec.structs
 
+from exporter.plugin_state import PluginView
 from exporter.samples import (
     GPU_IS_LOST,
     RESET_REQUIRED,
@@ -59,8 +60,8 @@ class NodeState:
     `devices` are the inventory's, and those that an earlier inventory of this boot had and that are lost.
     `actions` is the recovery action (NVML field 230) that each device's last sample had. `unattributed` holds,
     by PCI address, what is wrong with devices that nobody can name. `xids` and `sxids` count kernel lines of
-    this boot by (PCI address, code). `cursor` is the number of the newest kernel line in this state, `orders`
-    what the controller asks for.
+    this boot by (PCI address, code). `kubelet` is what device plugins and the kubelet say. `cursor` is the number
+    of the newest kernel line in this state, `orders` what the controller asks for.
     """
 
     boot_id: str
@@ -80,6 +81,7 @@ class NodeState:
     cursor: int = -1
     orders: ReportSpec = field(default_factory=ReportSpec)
     drill: bool = False
+    kubelet: PluginView = field(default_factory=PluginView)
 
     def with_source(self, name: str, state: SourceState, message: str) -> NodeState:
         """A source says how it works."""

@@ -71,6 +71,8 @@ def every_mutation(trouble: Trouble, **only: str) -> Any:
 def test_a_fault_ends_in_a_cordon_and_a_reboot_in_a_release(ward: Ward) -> None:
     ward.sick("n1")
     assert ward.fenced() == ["n1"]
+    assert ward.session("n1").current.phase is Phase.DRAINING
+    ward.let_pass(30)
     assert ward.session("n1").current.reason == "NoRepairStep"
     ward.reboot("n1")
     ward.let_pass(30)
@@ -413,7 +415,7 @@ def test_every_action_that_was_carried_out_is_told(ward: Ward) -> None:
     told: list[Done] = []
     ward.controller.engine.on_done = told.append
     ward.sick("n1")
-    assert [type(done.action).__name__ for done in told] == ["Open", "Write"]
+    assert [type(done.action).__name__ for done in told] == ["Open", "Run"]
     assert [done.node_name for done in told] == ["n1", "n1"]
 
 

@@ -7,6 +7,7 @@ import pytest
 from exporter.events import CaughtUp, Met, SourceSaid, Written
 from exporter.fold import SETTLING_SECONDS, Fold
 from exporter.orders import orders
+from exporter.plugin_state import PLUGIN, POD_RESOURCES
 from exporter.reporting import report_status
 from exporter.state import KERNEL_LOG, NVML
 from health import xids
@@ -30,6 +31,9 @@ class Folding:
             now=later(at),
             monotonic=1000 + at,
         )
+        for source in (PLUGIN, POD_RESOURCES):
+            said = SourceSaid(source, SourceState.UNSUPPORTED, "no kubelet")
+            self.fold.take(said, now=later(at), monotonic=1000 + at)
 
     def take(self, *events):
         for event in events:

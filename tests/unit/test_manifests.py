@@ -29,6 +29,11 @@ GRANTS = {
     },
     CONTROLLER: {
         ("", "nodes", "get list patch watch"),
+        ("", "pods", "delete list patch"),
+        ("", "pods/eviction", "create"),
+        ("", "events", "create"),
+        ("apps", "daemonsets", "get"),
+        ("apps", "controllerrevisions", "list"),
         (API_GROUP, "acceleratorreports", "get list watch"),
         (API_GROUP, "acceleratorremediations", "create delete get list watch"),
         (API_GROUP, "acceleratorremediations/status", "patch"),
