@@ -116,6 +116,9 @@ def _agent_flags(parser: argparse.ArgumentParser) -> None:
         "--pod-resources-socket", metavar="PATH", help="the kubelet's; who holds which device"
     )
     parser.add_argument("--device-plugin-folder", metavar="PATH", help="where the plugins' sockets are")
+    parser.add_argument("--pods-socket", metavar="PATH", help="the kubelet's; this node's pods")
+    parser.add_argument("--kubelet-address", metavar="HOST:PORT", help="this node's kubelet, for its pages")
+    parser.add_argument("--kubelet-authority", metavar="FILE", help="certificate that proves the kubelet")
     parser.add_argument("--xid-overrides", metavar="FILE", help="catalogue entries of your own")
     parser.add_argument(
         "--drill", action="store_true", default=None, help="believe lines that userspace wrote"

@@ -23,8 +23,10 @@ from health import xids
 from health.report import ReportStatus
 from health.vocabulary import GROUP_VERSION
 from runtime.endpoint import Endpoint, ListenError
-from runtime.exposition import Exposition
+from runtime.exposition import Exposition, Registry
+from runtime.kubelet_page import kubelet_session
 from runtime.kubernetes import KubeconfigError, Session, session_from
+from runtime.tracing import start_tracing
 from runtime.version import VERSION
 
 EXIT_OK = 0
@@ -56,7 +58,9 @@ def run(configuration: AgentConfiguration) -> int:
     """
     try:
         cluster = _Cluster(configuration)
-        agent = _agent(configuration, state_file=configuration.state_file, node_uid=cluster.node_uid)
+        agent = _agent(
+            configuration, state_file=configuration.state_file, node_uid=cluster.node_uid, cluster=cluster
+        )
         endpoint = _endpoint(configuration, agent, cluster)
     except UnusableError as error:
         log.error("%s", error)
@@ -76,6 +80,7 @@ def run(configuration: AgentConfiguration) -> int:
             log.info("the agent stops")
             agent.stop()
             endpoint.close()
+            agent.tracer.shutdown()
     if agent.access_lost:
         log.error("this process has lost its access to the devices; a new container gets it back")
         return EXIT_DEVICE_ACCESS_LOST
@@ -98,7 +103,7 @@ def print_once(configuration: AgentConfiguration, *, metrics: bool, report: bool
         while not agent.observed() and time.monotonic() < deadline:
             agent.step(0.1)
         if metrics:
-            _, body = registry(agent.snapshot, agent.published).render("text/plain")
+            _, body = _registry(agent).render("text/plain")
             sys.stdout.buffer.write(body)
         if report:
             sys.stdout.buffer.write(_report(_node_name(configuration), agent.status()))
@@ -119,6 +124,7 @@ class _Cluster:
         self.node_uid = ""
         self.why = ""
         """Why the report is not published, if it should be."""
+        self._kubelet: Session | None = None
         self._session = self._open() if configuration.report else None
         self._published = not configuration.report
 
@@ -134,6 +140,21 @@ class _Cluster:
         if self._session is not None:
             self._published = True
             agent.publish_to(self._session, node=self.node, node_uid=self.node_uid)
+
+    def kubelet_page(self) -> Session | None:
+        """The node's kubelet as our account; None while it is not to be asked, or cannot be trusted."""
+        address = self._configuration.kubelet_address
+        if address is None or self._session is None:
+            return None
+        if self._kubelet is None:
+            try:
+                self._kubelet = kubelet_session(
+                    self._session, address, node=self.node, authority=self._configuration.kubelet_authority
+                )
+            except KubeconfigError as error:
+                log.error("the kubelet's page is not read", extra={"why": str(error)})
+                self._configuration = msgspec.structs.replace(self._configuration, kubelet_address=None)
+        return self._kubelet
 
     def _open(self) -> Session | None:
         self._next_try = time.monotonic() + RECONNECT_SECONDS
@@ -172,7 +193,13 @@ class _Cluster:
         self.why = why
 
 
-def _agent(configuration: AgentConfiguration, *, state_file: Path | None, node_uid: str) -> NodeAgent:
+def _agent(
+    configuration: AgentConfiguration,
+    *,
+    state_file: Path | None,
+    node_uid: str,
+    cluster: _Cluster | None = None,
+) -> NodeAgent:
     boot_id = _boot_id(configuration.boot_id)
     return NodeAgent(
         Settings(
@@ -184,11 +211,30 @@ def _agent(configuration: AgentConfiguration, *, state_file: Path | None, node_u
             drill=configuration.drill,
             pod_resources_socket=configuration.pod_resources_socket,
             device_plugin_folder=configuration.device_plugin_folder,
+            pods_socket=configuration.pods_socket,
         ),
         boot_id=boot_id,
         catalogue=_catalogue(configuration.xid_overrides),
         memory=load(state_file, boot_id=boot_id, node_uid=node_uid) if state_file else None,
         keeper=Keeper(state_file) if state_file else None,
+        tracer=start_tracing(service="sickbay-agent") if cluster else None,
+        node=cluster.node if cluster else _node_name(configuration),
+        kubelet_page=cluster.kubelet_page if cluster else lambda: None,
+    )
+
+
+def _registry(agent: NodeAgent) -> Registry:
+    outlet = agent.dispatch
+    return registry(
+        agent.snapshot,
+        agent.published,
+        (
+            ("dispatch", outlet.stages),
+            ("allocation", outlet.allocation),
+            ("allocation failures", outlet.failures),
+            ("kubelet metrics", agent.kubelet_metrics),
+            ("tracing", agent.tracer),
+        ),
     )
 
 
@@ -196,9 +242,7 @@ def _endpoint(configuration: AgentConfiguration, agent: NodeAgent, cluster: _Clu
     def ready() -> tuple[bool, str]:
         return (False, cluster.why) if cluster.why else agent.ready()
 
-    exposition = Exposition(
-        registry(agent.snapshot, agent.published), generation=lambda: agent.generation, max_age=5.0
-    )
+    exposition = Exposition(_registry(agent), generation=lambda: agent.generation, max_age=5.0)
     address = configuration.listen
     try:
         return Endpoint(address.host, address.port, metrics=exposition, healthz=agent.healthy, readyz=ready)

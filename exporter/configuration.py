@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER, POD_RESOURCES_SOCKET
+from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER, POD_RESOURCES_SOCKET, PODS_SOCKET
 from runtime.quantities import Duration, ListenAddress
 
 ENVIRONMENT_PREFIX = "SICKBAY_AGENT_"
@@ -57,6 +57,15 @@ class AgentConfiguration(
 
     device_plugin_folder: Path = DEVICE_PLUGIN_FOLDER
     """The folder of the device plugins' sockets, each of which is asked whether it answers."""
+
+    pods_socket: Path = PODS_SOCKET
+    """The kubelet's socket that tells this node's pods (Kubernetes 1.37 and later), for allocation latency."""
+
+    kubelet_address: ListenAddress | None = None
+    """`HOST:PORT` of this node's kubelet: pods where there is no such socket, and its own measure of allocations."""
+
+    kubelet_authority: Path | None = None
+    """The kubelet's serving certificate, or its signer's. Null: the cluster's CA has signed it for that address."""
 
     xid_overrides: Path | None = None
     """A file in the form of `health/xids.tsv`, whose entries stand in the place of the built-in ones."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from exporter.holdings import Holdings
+from exporter.pods import PodSeen, PodsListed
 from exporter.samples import Inventory, Sample
 from exporter.sources.kernel_intake import KernelMessage
 from exporter.sources.plugin_target import Plugin
@@ -30,10 +32,14 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class AllocationFailed:
-    """The kubelet has refused a pod (`NAMESPACE/NAME`) that the scheduler had given devices of this resource."""
+    """The kubelet has refused a pod (`NAMESPACE/NAME`) that the scheduler had given devices of this resource.
+
+    `time` is when, None for just now.
+    """
 
     resource: str
     pod: str
+    time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,8 @@ Event = (
     | Probed
     | Holdings
     | AllocationFailed
+    | PodSeen
+    | PodsListed
     | CaughtUp
     | Met
     | Written

@@ -227,8 +227,9 @@ ALLOCATION_INFO = Family(
 DEVICES = Family(
     "accelerator_devices",
     "gauge",
-    "Devices of a resource: allocatable are those that the kubelet has as healthy, held or not; allocated those that "
-    "containers hold.",
+    "Devices of a resource as the kubelet says it (pod resources API): allocatable are healthy, held or not; "
+    "allocated are held by containers; free are healthy and not held; unhealthy are held and not healthy any more. "
+    "The kubelet does not name devices that are unhealthy and free.",
     ("resource", "state"),
 )
 PLUGIN_STATE = Family(

@@ -11,16 +11,20 @@ from exporter.holdings import Holdings
 from exporter.memory import Memory, recalled, remembered, with_own_report
 from exporter.orders import orders
 from exporter.plugin_state import PLUGIN, POD_RESOURCES
+from exporter.pods import PODS
 from exporter.reporting import fresh_samples, sound_devices
 from exporter.samples import Inventory, Sample
 from exporter.sources.kernel_intake import KernelMessage
-from exporter.state import KERNEL_LOG, NVML, SEEN_AGAIN, NodeState
+from exporter.sources.kubelet_metrics import KUBELET_METRICS
+from exporter.state import KERNEL_LOG, NVML, NodeState
 from health.report import ReportSpec
 from health.vocabulary import SourceState
 from health.xids import Catalogue
 
 SETTLING_SECONDS = 5.0
 """How long the first report waits for the sources to say something. A Fatal fault does not wait."""
+
+KUBELET_SOURCES = (PLUGIN, POD_RESOURCES, PODS, KUBELET_METRICS)
 
 _STARTING = "starting"
 
@@ -43,7 +47,7 @@ class Fold:
     ) -> None:
         self._sample_interval = sample_interval
         state = NodeState(boot_id=boot_id, catalogue=catalogue, drill=drill)
-        for source in (KERNEL_LOG, NVML, PLUGIN, POD_RESOURCES):
+        for source in (KERNEL_LOG, NVML, *KUBELET_SOURCES):
             state = state.with_source(source, SourceState.STALE, _STARTING)
         self.state = recalled(memory, state, now) if memory else state
         self.orders = orders(self.state.orders, wall=now, monotonic=monotonic)
@@ -58,18 +62,26 @@ class Fold:
         self._started = monotonic
         self._caught_up = False
         self._met: Met | None = None
+        self._heard: set[str] = set()
+        """Which of the plugin probe and the pod resources have told what they see."""
 
     @property
     def observed(self) -> bool:
         """Whether every source has said what it has, or that it has nothing."""
         nvml, kernel_log = self.state.sources[NVML], self.state.sources[KERNEL_LOG]
         sampled = self.state.sample is not None or nvml.state not in (SourceState.LIVE, SourceState.STALE)
-        others = (self.state.sources[name] for name in (PLUGIN, POD_RESOURCES))
         return (
             sampled
             and (self._caught_up or kernel_log.state is SourceState.FAILED)
-            and all(source.message != _STARTING for source in others)
+            and all(self._has_told(name) for name in KUBELET_SOURCES)
         )
+
+    def _has_told(self, name: str) -> bool:
+        source = self.state.sources[name]
+        awaited = (
+            source.state is SourceState.LIVE and name in (PLUGIN, POD_RESOURCES) and name not in self._heard
+        )
+        return source.message != _STARTING and not awaited
 
     def settled(self, monotonic: float) -> bool:
         """Whether the sources have begun to speak, or had the time to."""
@@ -88,13 +100,15 @@ class Fold:
             case SourceSaid():
                 self.state = self.state.with_source(event.name, event.state, event.message)
             case Probed():
+                self._heard.add(PLUGIN)
                 self.state = replace(self.state, kubelet=replace(self.state.kubelet, plugins=event.plugins))
             case Holdings():
+                self._heard.add(POD_RESOURCES)
                 self.state = replace(self.state, kubelet=replace(self.state.kubelet, holdings=event))
             case AllocationFailed():
-                self.state = replace(
-                    self.state, kubelet=self.state.kubelet.with_failure(event.resource, monotonic)
-                )
+                ago = max(0.0, (now - event.time).total_seconds()) if event.time else 0.0
+                failed = self.state.kubelet.with_failure(event.resource, monotonic - ago)
+                self.state = replace(self.state, kubelet=failed)
             case CaughtUp():
                 self._caught_up = True
             case Met():
@@ -120,11 +134,11 @@ class Fold:
         kubelet, diagnosis = state.kubelet.diagnosed(
             state.diagnosis,
             state.sources,
+            frozenset(device.uuid for device in state.devices),
             sound_devices(state, samples),
             now=monotonic,
             wall=now,
             boot_id=state.boot_id,
-            seen_again=SEEN_AGAIN.total_seconds(),
         )
         if kubelet is state.kubelet and diagnosis is state.diagnosis:
             return state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,7 +13,7 @@ from prometheus_client.core import Metric
 from exporter import families
 from exporter.families import Family, MetricFamily
 from exporter.holdings import Holdings
-from exporter.plugin_state import POD_RESOURCES
+from exporter.plugin_state import PLUGIN, POD_RESOURCES, is_live
 from exporter.reporting import device_access, device_health, fresh_samples
 from exporter.samples import GPU_IS_LOST, DeviceIdentity, DeviceSample
 from exporter.sources.plugin_target import PluginState
@@ -147,13 +146,16 @@ def publish_histogram() -> Histogram:
     )
 
 
-def registry(snapshot: Callable[[], Snapshot], published: Histogram) -> Registry:
-    """All metrics of the agent."""
+def registry(
+    snapshot: Callable[[], Snapshot], published: Histogram, others: Iterable[tuple[str, _Collector]] = ()
+) -> Registry:
+    """All metrics of the agent; `others` are the collectors that its other outlets keep, by name."""
     collectors: Sequence[tuple[str, _Collector]] = (
         ("devices", DeviceCollector(snapshot)),
         ("agent", AgentCollector(snapshot)),
         ("publisher", published),
         ("process", _Process()),
+        *others,
     )
     everything = Registry()
     for name, collector in collectors:
@@ -251,36 +253,40 @@ def _xids(state: NodeState) -> Iterator[MetricFamily]:
 def _kubelet(state: NodeState) -> Iterator[MetricFamily]:
     """Who holds what, and what device plugins do. While the kubelet does not answer its last word is not shown."""
     indexes = {device.uuid: str(device.index) for device in state.devices}
-    source = state.sources.get(POD_RESOURCES)
-    answers = source is not None and source.state is SourceState.LIVE
-    holdings = state.kubelet.holdings if answers else Holdings()
+    holdings = state.kubelet.holdings if is_live(state.sources, POD_RESOURCES) else Holdings()
+    plugins = state.kubelet.plugins if is_live(state.sources, PLUGIN) else ()
+    # A device that is shared has several IDs, of which one container may hold two: that is one series.
+    held = dict.fromkeys(
+        (one.uuid, one.namespace, one.pod, one.container, one.resource) for one in holdings.held
+    )
     yield _filled(
         families.ALLOCATION_INFO,
-        [
-            (
-                (
-                    *(held.uuid, indexes.get(held.uuid, ""), ""),
-                    *(held.namespace, held.pod, held.container, held.resource),
-                ),
-                1,
-            )
-            for held in dict.fromkeys(holdings.held)
-        ],
+        [((uuid, indexes.get(uuid, ""), "", *workload), 1) for uuid, *workload in held],
     )
-    allocated = Counter(held.resource for held in holdings.held)
-    counts = {
-        **{(name, "allocatable"): len(ids) for name, ids in holdings.healthy.items()},
-        **{(name, "allocated"): count for name, count in allocated.items()},
-    }
-    yield _filled(families.DEVICES, counts.items())
+    yield _filled(families.DEVICES, _device_counts(holdings).items())
     yield _filled(
         families.PLUGIN_STATE,
         [
             ((plugin.resource, plugin.socket, possible.value), float(plugin.state is possible))
-            for plugin in state.kubelet.plugins
+            for plugin in plugins
             for possible in PluginState
         ],
     )
+
+
+def _device_counts(holdings: Holdings) -> Mapping[tuple[str, str], int]:
+    """Devices by resource and state, where each resource that anybody has has all states."""
+    held: dict[str, set[str]] = {}
+    for one in holdings.held:
+        held.setdefault(one.resource, set()).add(one.device_id)
+    counts: dict[tuple[str, str], int] = {}
+    for name in sorted(held.keys() | holdings.healthy.keys()):
+        taken, healthy = held.get(name, set()), holdings.healthy.get(name, frozenset())
+        counts[name, "allocatable"] = len(healthy)
+        counts[name, "allocated"] = len(taken)
+        counts[name, "free"] = len(healthy - taken)
+        counts[name, "unhealthy"] = len(taken - healthy)
+    return counts
 
 
 def _filled(family: Family, samples: Iterable[tuple[Sequence[str], float]]) -> MetricFamily:

@@ -8,29 +8,37 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.access import AccessWatch
 from exporter.cadence import Write, fatal
+from exporter.dispatch_outlet import DispatchOutlet
 from exporter.events import CaughtUp, Event, Met, Probed, SourceSaid, Written
 from exporter.fold import Fold
+from exporter.holdings import Holdings
 from exporter.memory import Keeper, Memory
 from exporter.metrics import Figures, Snapshot, publish_histogram
 from exporter.plugin_state import PLUGIN, POD_RESOURCES
+from exporter.pods import PODS, PodSeen, PodsListed
 from exporter.publish import Publisher, ReportApi
 from exporter.reporting import fresh_samples, report_status
 from exporter.samples import Inventory
 from exporter.sources.kernel_log import KernelLog
+from exporter.sources.kubelet_metrics import KUBELET_METRICS, KubeletMetrics
 from exporter.sources.nvml import NvmlSource, Timing
 from exporter.sources.plugin import PluginProbe
 from exporter.sources.pod_resources import PodResourcesSource
+from exporter.sources.pods import PodsSource
 from exporter.state import KERNEL_LOG, NVML
 from health.report import ReportSpec, ReportStatus
 from health.vocabulary import SourceState
 from health.xids import Catalogue
 from runtime.clock import Clock, SystemClock
-from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER, POD_RESOURCES_SOCKET
+from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER, POD_RESOURCES_SOCKET, PODS_SOCKET
+from runtime.kubernetes import Session
+from runtime.tracing import Tracer, TracingOff
 from runtime.version import VERSION
 
 QUEUE_LIMIT = 4096
@@ -58,6 +66,7 @@ class Settings:
     drill: bool = False
     pod_resources_socket: Path = POD_RESOURCES_SOCKET
     device_plugin_folder: Path = DEVICE_PLUGIN_FOLDER
+    pods_socket: Path = PODS_SOCKET
 
 
 class NodeAgent:
@@ -72,6 +81,9 @@ class NodeAgent:
         memory: Memory | None = None,
         keeper: Keeper | None = None,
         clock: Clock | None = None,
+        tracer: Tracer | None = None,
+        node: str = "",
+        kubelet_page: Callable[[], Session | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
@@ -95,6 +107,8 @@ class NodeAgent:
         self._access = AccessWatch()
         self._publisher: Publisher | None = None
         self.published = publish_histogram()
+        self.tracer = tracer or TracingOff()
+        self.dispatch = DispatchOutlet(self.tracer, node=node)
         self._kernel_log = KernelLog(
             settings.kernel_log,
             on_message=self._enqueue,
@@ -124,6 +138,18 @@ class NodeAgent:
             folder=settings.device_plugin_folder,
         )
 
+        self._pods = PodsSource(
+            on_pod=self._enqueue,
+            on_state=lambda state, message: self._enqueue(SourceSaid(PODS, state, message)),
+            socket=settings.pods_socket,
+            page=kubelet_page,
+            clock=self._clock,
+        )
+        self.kubelet_metrics = KubeletMetrics(
+            page=kubelet_page,
+            on_state=lambda state, message: self._enqueue(SourceSaid(KUBELET_METRICS, state, message)),
+        )
+
     def start(self) -> None:
         """Start the sources. A release or drill that was asked for before a restart still holds."""
         self._obey()
@@ -134,6 +160,8 @@ class NodeAgent:
         self._nvml.start()
         self._pod_resources.start()
         self._plugins.start()
+        self._pods.start()
+        self.kubelet_metrics.start()
 
     def publish_to(self, api: ReportApi, *, node: str, node_uid: str) -> None:
         """Publish the report from now on."""
@@ -164,7 +192,7 @@ class NodeAgent:
                 log.exception("an event could not be taken in", extra={"event": type(event).__name__})
         self._fold.settle(now=now, monotonic=monotonic)
         self._offer()
-        self._generation += self._fold.state is not before
+        self._generation += self._fold.state is not before or self._dispatched(events)
         for event in events:
             self._follow_up(event)
         self._obey()
@@ -182,6 +210,8 @@ class NodeAgent:
         self._nvml.close(1.0)
         self._pod_resources.close(0.3)
         self._plugins.close(0.3)
+        self._pods.close(0.3)
+        self.kubelet_metrics.close(0.1)
         if self._publisher:
             self._publisher.stop(0.5)
         self.step(0)
@@ -265,6 +295,22 @@ class NodeAgent:
             while len(events) < _BATCH:
                 events.append(self._queue.get_nowait())
         return events
+
+    def _dispatched(self, events: Sequence[Event]) -> bool:
+        """Tell the outlet of dispatches what has happened to pods; whether anything did."""
+        told = False
+        for event in events:
+            match event:
+                case PodSeen() | PodsListed():
+                    told = True
+                    if (failed := self.dispatch.take_pod(event)) is not None:
+                        self._fold.take(failed, now=self._clock.wall(), monotonic=self._clock.monotonic())
+                case Holdings():
+                    told = True
+                    self.dispatch.take_holdings(event, self._clock.wall())
+        if told and self.dispatch.waits_for_devices:
+            self._pod_resources.refresh()
+        return told
 
     def _follow_up(self, event: Event) -> None:
         """What an event asks for besides being folded. It may take its time: the report is on its way."""

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-import msgspec.structs
-
 from exporter.holdings import Holdings
 from exporter.sources.plugin_target import Plugin
 from health.diagnose import Diagnosis
@@ -17,6 +15,9 @@ from health.vocabulary import Severity, SourceState
 
 PLUGIN = "plugin"
 POD_RESOURCES = "pod-resources"
+
+_RESOURCE_LIMIT = 64
+"""Resources whose failed allocations are remembered: their names come from whoever creates pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,47 +29,52 @@ class PluginView:
     failed: Mapping[str, float] = field(default_factory=dict)
     watch: PluginWatch = field(default_factory=PluginWatch)
 
-    def with_failure(self, resource: str, now: float) -> PluginView:
+    def with_failure(self, resource: str, at: float) -> PluginView:
         """An allocation of this resource has failed."""
-        return replace(self, failed={**self.failed, resource: now})
+        known = self.failed.get(resource)
+        if known is None and len(self.failed) >= _RESOURCE_LIMIT:
+            return self
+        return replace(self, failed={**self.failed, resource: at if known is None else max(known, at)})
 
     def diagnosed(
         self,
         diagnosis: Diagnosis,
         sources: Mapping[str, Source],
+        devices: frozenset[str],
         sound: frozenset[str],
         *,
         now: float,
         wall: datetime,
         boot_id: str,
-        seen_again: float,
     ) -> tuple[PluginView, Diagnosis]:
-        """The view and the diagnosis once time has passed; `seen_again` seconds make a lasting fault's next mention.
+        """The view and the diagnosis once time has passed.
 
-        `sound` are the devices whose own state is healthy.
+        `devices` are the UUIDs of all devices, `sound` those whose own state is healthy.
         """
-        probed, asked = _live(sources, PLUGIN), _live(sources, POD_RESOURCES)
-        known = {key: fault for key, fault in diagnosis.open.items() if key[0] in PLUGIN_FAULTS}
+        fatal = [fault for fault in _devices_own(diagnosis) if fault.severity is Severity.FATAL]
+        bad = frozenset(fault.device_uuid for fault in fatal)
         look = Look(
-            plugins=self.plugins if probed else None,
-            healthy=self.holdings.healthy if asked else None,
+            plugins=self.plugins if is_live(sources, PLUGIN) else None,
+            healthy=self.holdings.healthy if is_live(sources, POD_RESOURCES) else None,
+            devices=devices,
             sound=sound - {fault.device_uuid for fault in _devices_own(diagnosis)},
-            bad=frozenset(
-                fault.device_uuid for fault in _devices_own(diagnosis) if fault.severity is Severity.FATAL
-            ),
+            bad=bad,
+            drills=bad - {fault.device_uuid for fault in fatal if not fault.drill},
+            held=frozenset(held.resource for held in self.holdings.held),
             failed=self.failed,
         )
-        watch, raised, over = self.watch.seen(look, known.keys(), now=now, wall=wall, boot_id=boot_id)
-        for fault in raised:
-            before = known.get(fault.identity)
-            if before is None:
-                diagnosis = diagnosis.with_fault(fault)
-            elif (wall - before.last_seen).total_seconds() >= seen_again:
-                # It lasts, but it did not happen again.
-                diagnosis = diagnosis.with_fault(msgspec.structs.replace(fault, count=0))
-        for kind, uuid in over:
-            diagnosis = diagnosis.without(kind, uuid)
-        return (self if watch == self.watch else replace(self, watch=watch)), diagnosis
+        known = {key: fault for key, fault in diagnosis.open.items() if key[0] in PLUGIN_FAULTS}
+        watch, faults = self.watch.seen(look, known, now=now, wall=wall, boot_id=boot_id)
+        if faults != known:
+            others = {key: fault for key, fault in diagnosis.open.items() if key not in known}
+            diagnosis = replace(diagnosis, open={**others, **faults})
+        return (self if watch is self.watch else replace(self, watch=watch)), diagnosis
+
+
+def is_live(sources: Mapping[str, Source], name: str) -> bool:
+    """Whether a source says what is so now."""
+    source = sources.get(name)
+    return source is not None and source.state is SourceState.LIVE
 
 
 def _devices_own(diagnosis: Diagnosis) -> list[Fault]:
@@ -76,8 +82,3 @@ def _devices_own(diagnosis: Diagnosis) -> list[Fault]:
     return [
         fault for fault in diagnosis.open.values() if fault.device_uuid and fault.kind not in PLUGIN_FAULTS
     ]
-
-
-def _live(sources: Mapping[str, Source], name: str) -> bool:
-    source = sources.get(name)
-    return source is not None and source.state is SourceState.LIVE

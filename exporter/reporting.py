@@ -8,6 +8,7 @@ from datetime import datetime
 
 import msgspec.structs
 
+from exporter.plugin_state import PLUGIN, is_live
 from exporter.samples import DeviceIdentity, DeviceSample
 from exporter.sources.plugin_target import PluginState
 from exporter.state import NVML, NodeState, action_words
@@ -120,13 +121,15 @@ def _driver(state: NodeState) -> Driver | None:
 
 
 def _plugin(state: NodeState) -> Plugin | None:
-    """The device plugins that were ever seen; on a node without any there is nothing to say."""
+    """The device plugins that were ever seen and whose resource is known; None while nothing is known of them."""
+    if not is_live(state.sources, PLUGIN):
+        return None
     resources = tuple(
         PluginResource(
             name=plugin.resource[:_NAME_LIMIT], state=plugin.state.value, socket=plugin.socket[:_NAME_LIMIT]
         )
         for plugin in state.kubelet.plugins
-        if plugin.present or plugin.state is not PluginState.UNKNOWN
+        if plugin.resource and (plugin.present or plugin.state is not PluginState.UNKNOWN)
     )
     return Plugin(resources[:_PLUGIN_LIMIT]) if resources else None
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 import msgspec.structs
 
 from health.kernel_line import XidLine, recovery_advice
+from health.plugin_faults import PLUGIN_FAULTS
 from health.report import Evidence, Fault
 from health.vocabulary import Advice, ClearsOn, FaultKind, Scope, Severity
 from health.xids import Catalogue
@@ -128,6 +129,7 @@ class Diagnosis:
         A fault that clears by a reset, a new boot or the driver's word ends with the boot it was seen in:
         a boot resets every device. Faults without evidence of a boot stay until their own rule ends them.
         A fault that was last seen in the future, since the wall clock was set back, is quiet from now on.
+        Faults of device plugins end by a rule of their own (`health.plugin_faults`).
         """
         staying = {
             key: _not_after(fault, now)
@@ -239,6 +241,8 @@ def _not_after(fault: Fault, now: datetime) -> Fault:
 
 
 def _cleared(fault: Fault, now: datetime, *, boot_id: str, dwell: timedelta) -> bool:
+    if fault.kind in PLUGIN_FAULTS:
+        return False
     if fault.clears_on == ClearsOn.DWELL:
         return now - fault.last_seen > dwell
     seen_in = fault.evidence.boot_id if fault.evidence else ""

@@ -9,17 +9,21 @@ is restarted. Readings are wrong for up to two seconds around every start of eit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Protocol
+from datetime import datetime, timedelta
 
+import msgspec.structs
+
+from health.plugin_look import DEFAULT_RESOURCE, Look, PluginSeen, Subject, View, holds, told
 from health.report import Evidence, Fault
 from health.vocabulary import Advice, ClearsOn, FaultKind, Scope, Severity
 
+__all__ = ["CLEAR_SECONDS", "PLUGIN_FAULTS", "Look", "PluginSeen", "PluginWatch", "resource_of"]
+
 PLUGIN_FAULTS: Mapping[str, tuple[Severity, Advice, float]] = {
     FaultKind.PLUGIN_DEAD: (Severity.DEGRADED, Advice.RESTART_PLUGIN, 5.0),
-    FaultKind.PLUGIN_HUNG: (Severity.DEGRADED, Advice.RESTART_PLUGIN, 3.0),
+    FaultKind.PLUGIN_HUNG: (Severity.DEGRADED, Advice.RESTART_PLUGIN, 4.0),
     FaultKind.PLUGIN_SOCKET_LOST: (Severity.DEGRADED, Advice.NONE, 5.0),
     FaultKind.PLUGIN_WEDGED: (Severity.FATAL, Advice.RESTART_SERVICE, 5.0),
     FaultKind.DEVICE_NOT_OFFERED: (Severity.DEGRADED, Advice.RESTART_PLUGIN, 15.0),
@@ -30,106 +34,78 @@ PLUGIN_FAULTS: Mapping[str, tuple[Severity, Advice, float]] = {
 CLEAR_SECONDS = 5.0
 """For how long it must not have been so."""
 
-FRESH_FAILURE = 300.0
-"""Seconds for which a failed allocation speaks against a plugin whose socket is lost."""
+SEEN_AGAIN = timedelta(seconds=30)
+"""How often a fault that lasts is said to have been seen again."""
 
-DEFAULT_RESOURCE = "nvidia.com/gpu"
-
+_OF_PLUGINS = (
+    FaultKind.PLUGIN_DEAD,
+    FaultKind.PLUGIN_HUNG,
+    FaultKind.PLUGIN_SOCKET_LOST,
+    FaultKind.PLUGIN_WEDGED,
+)
 _CODE_LIMIT = 64
 _EXCERPT_LIMIT = 512
-_OF_DEVICES = (FaultKind.DEVICE_NOT_OFFERED, FaultKind.DEVICE_OFFERED_THOUGH_BAD)
+_SOURCES = {
+    FaultKind.DEVICE_NOT_OFFERED: "pod-resources",
+    FaultKind.DEVICE_OFFERED_THOUGH_BAD: "pod-resources",
+}
 
 Identity = tuple[str, str]
 """(kind, device UUID), as of the fault."""
 
 
-class PluginSeen(Protocol):
-    """What a probe finds of one plugin; `state` is Serving, SocketLost, Hung, Dead or Unknown."""
-
-    @property
-    def resource(self) -> str: ...
-    @property
-    def socket(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def present(self) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True)
-class Look:
-    """All that is known at one moment.
+class _Track:
+    """One possible fault over time.
 
-    `plugins` is None while the probe does not work, `healthy` (device IDs by resource, as the kubelet has them)
-    while the kubelet does not answer: no data is not a fault. `sound` are the UUIDs of devices that are healthy
-    and have no fault, `bad` of those with a Fatal one; of all others nothing is said. `failed` has, by resource,
-    when (monotonic seconds) an allocation last failed.
+    `holds` is whether it is so, None while that cannot be told, `since` (monotonic seconds) since when, `began`
+    when it last became so. `raised` means that it is a fault.
     """
 
-    plugins: tuple[PluginSeen, ...] | None
-    healthy: Mapping[str, Collection[str]] | None
-    sound: frozenset[str] = frozenset()
-    bad: frozenset[str] = frozenset()
-    failed: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a look shows: a fault that is raised if it stays."""
-
-    kind: FaultKind
-    resource: str
-    device_uuid: str = ""
-    excerpt: str = ""
-
-    @property
-    def identity(self) -> Identity:
-        """As of the fault."""
-        return (self.kind.value, self.device_uuid)
-
-
-@dataclass(frozen=True, slots=True)
-class _Clock:
-    """Since when a finding is there (or, where it is a fault already, is not), in monotonic seconds and wall time."""
-
+    holds: bool | None
     since: float
     began: datetime
+    raised: bool
+    resource: str
+    excerpt: str
+    drill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PluginWatch:
-    """The findings that are not yet a fault, and the faults that are about to clear, by identity."""
+    """What was seen so far: possible faults, resources that had a plugin, and since when a socket file is gone."""
 
-    rising: Mapping[Identity, _Clock] = field(default_factory=dict)
-    falling: Mapping[Identity, _Clock] = field(default_factory=dict)
+    tracks: Mapping[Subject, _Track] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+    lost: Mapping[str, float] = field(default_factory=dict)
 
     def seen(
-        self, look: Look, open_faults: Collection[Identity], *, now: float, wall: datetime, boot_id: str
-    ) -> tuple[PluginWatch, tuple[Fault, ...], tuple[Identity, ...]]:
-        """The next watch, the faults to raise or to say again, and those that are over.
+        self, look: Look, open_faults: Mapping[Identity, Fault], *, now: float, wall: datetime, boot_id: str
+    ) -> tuple[PluginWatch, Mapping[Identity, Fault]]:
+        """The next watch, and the faults of these kinds that are open from now on.
 
-        `open_faults` are the faults of these kinds that are open, by whomever they were raised.
+        `open_faults` are those that were open until now, by whomever they were raised: those that an earlier
+        process has raised stay until it is seen that they are over. `now` is in monotonic seconds.
         """
-        findings = _together(_findings(look, now))
-        rising = {key: self.rising.get(key, _Clock(now, wall)) for key in findings}
-        undecided = {key for key in open_faults if not _decidable(key, look)}
-        falling = {
-            key: self.falling.get(key, _Clock(now, wall))
-            for key in open_faults
-            if key not in findings and key not in undecided
-        }
-        raised = tuple(
-            _fault(finding, rising[key], wall, boot_id)
-            for key, finding in findings.items()
-            if key in open_faults or now - rising[key].since >= PLUGIN_FAULTS[finding.kind][2]
+        tracks = {**_adopted(open_faults, self.tracks, now), **self.tracks}
+        view = View.of(
+            look, known=self.known | _resources(tracks), lost=self.lost, raised=_raised(tracks), now=now
         )
-        over = tuple(key for key, clock in falling.items() if now - clock.since >= CLEAR_SECONDS)
-        return replace(self, rising=rising, falling=falling), raised, over
-
-
-def uuid_of(device_id: str) -> str:
-    """The device that an ID of the kubelet's names; NVIDIA's plugin appends `::N` where it shares a device."""
-    return device_id.partition("::")[0]
+        moved = {
+            subject: track
+            for subject in _subjects(view, tracks)
+            if (track := _moved(tracks.get(subject), subject, view, now, wall)) is not None
+        }
+        watch = PluginWatch(moved, view.known, view.lost)
+        standing: dict[Identity, list[_Track]] = {}
+        for subject, track in moved.items():
+            if track.raised:
+                standing.setdefault((subject.kind, subject.device_uuid), []).append(track)
+        faults = {
+            identity: _fault(identity, same, open_faults.get(identity), wall, boot_id)
+            for identity, same in standing.items()
+        }
+        return (self if watch == self else watch), faults
 
 
 def resource_of(code: str) -> str:
@@ -137,83 +113,104 @@ def resource_of(code: str) -> str:
     return code.removeprefix("plugin:") if code.startswith("plugin:") else ""
 
 
-def _findings(look: Look, now: float) -> Iterable[Finding]:
-    for plugin in look.plugins or ():
-        offered = (look.healthy or {}).get(plugin.resource, ())
-        yield from _of_plugin(plugin, offered, look, now)
-        if plugin.state == "Serving" and look.healthy is not None:
-            yield from _of_devices(plugin.resource, offered, look)
+def _adopted(
+    open_faults: Mapping[Identity, Fault], tracks: Mapping[Subject, _Track], now: float
+) -> Mapping[Subject, _Track]:
+    """Tracks for the faults that are open and that this watch has not raised itself."""
+    own = {(subject.kind, subject.device_uuid) for subject, track in tracks.items() if track.raised}
+    return {
+        Subject(kind, uuid, resource_of(fault.code) if kind in _OF_PLUGINS else ""): _Track(
+            holds=None,
+            since=now,
+            began=fault.first_seen,
+            raised=True,
+            resource=resource_of(fault.code) or DEFAULT_RESOURCE,
+            excerpt=fault.evidence.excerpt if fault.evidence else "",
+            drill=fault.drill,
+        )
+        for (kind, uuid), fault in open_faults.items()
+        if kind in PLUGIN_FAULTS and (kind, uuid) not in own
+    }
 
 
-def _of_plugin(plugin: PluginSeen, offered: Collection[str], look: Look, now: float) -> Iterable[Finding]:
-    name, socket = plugin.resource, plugin.socket
-    gone = plugin.state == "Unknown" and not plugin.present
-    if plugin.state == "Hung":
-        yield Finding(FaultKind.PLUGIN_HUNG, name, excerpt=f"{socket} does not answer")
-    elif plugin.state == "SocketLost":
-        failed = look.failed.get(name)
-        if failed is not None and now - failed <= FRESH_FAILURE:
-            told = f"the socket file {socket} is gone, and an allocation has failed"
-            yield Finding(FaultKind.PLUGIN_WEDGED, name, excerpt=told)
-        else:
-            told = f"serves, but its socket file {socket} is gone"
-            yield Finding(FaultKind.PLUGIN_SOCKET_LOST, name, excerpt=told)
-    elif plugin.state == "Dead" or gone:
-        if offered:
-            told = f"the kubelet has {len(offered)} devices of {name} as healthy, and nobody serves {socket}"
-            yield Finding(FaultKind.PLUGIN_WEDGED, name, excerpt=told)
-        elif not gone:
-            yield Finding(FaultKind.PLUGIN_DEAD, name, excerpt=f"nobody serves {socket}")
+def _resources(tracks: Mapping[Subject, _Track]) -> frozenset[str]:
+    return frozenset(
+        subject.resource for subject, track in tracks.items() if track.raised and subject.resource
+    )
 
 
-def _of_devices(resource: str, offered: Collection[str], look: Look) -> Iterable[Finding]:
-    uuids = {uuid_of(device_id) for device_id in offered}
-    ours = look.sound | look.bad
-    if not uuids and resource == DEFAULT_RESOURCE and look.sound:
-        told = f"the plugin serves, and the kubelet has none of {len(look.sound)} healthy devices"
-        yield Finding(FaultKind.DEVICE_NOT_OFFERED, resource, excerpt=told)
-    if not uuids & ours:
-        return
-    for uuid in sorted(look.sound - uuids):
-        told = "healthy, and not among the devices that the kubelet offers"
-        yield Finding(FaultKind.DEVICE_NOT_OFFERED, resource, uuid, told)
-    for uuid in sorted(look.bad & uuids):
-        told = "has a fatal fault, and the kubelet offers it to jobs"
-        yield Finding(FaultKind.DEVICE_OFFERED_THOUGH_BAD, resource, uuid, told)
+def _raised(tracks: Mapping[Subject, _Track]) -> frozenset[Subject]:
+    return frozenset(subject for subject, track in tracks.items() if track.raised)
 
 
-def _together(findings: Iterable[Finding]) -> dict[Identity, Finding]:
-    """By identity; where two resources have the same fault, the first is told, with the words of both."""
-    together: dict[Identity, Finding] = {}
-    for finding in sorted(findings, key=lambda one: (one.identity, one.resource)):
-        known = together.get(finding.identity)
-        if known is not None:
-            finding = replace(known, excerpt=f"{known.excerpt}; {finding.excerpt}")  # noqa: PLW2901
-        together[finding.identity] = finding
-    return together
+def _subjects(view: View, tracks: Mapping[Subject, _Track]) -> Iterable[Subject]:
+    """Everything that may be wrong, and everything that is open."""
+    possible = [
+        *(Subject(kind, "", resource) for resource in view.known for kind in _OF_PLUGINS),
+        Subject(FaultKind.DEVICE_NOT_OFFERED, "", ""),
+        *(Subject(FaultKind.DEVICE_NOT_OFFERED, uuid, "") for uuid in view.look.sound),
+        *(Subject(FaultKind.DEVICE_OFFERED_THOUGH_BAD, uuid, "") for uuid in view.look.bad),
+    ]
+    return dict.fromkeys([*tracks, *sorted(possible)])
 
 
-def _decidable(key: Identity, look: Look) -> bool:
-    """Whether the look could show this fault at all."""
-    kind, _ = key
-    if look.plugins is None or (look.healthy is None and kind != FaultKind.PLUGIN_HUNG):
-        return False
-    serving = any(plugin.state == "Serving" for plugin in look.plugins)
-    # A probe that has begun anew knows nothing of a plugin that was gone before, with its socket file.
-    return serving or kind in (FaultKind.PLUGIN_HUNG, FaultKind.PLUGIN_SOCKET_LOST)
+def _moved(track: _Track | None, subject: Subject, view: View, now: float, wall: datetime) -> _Track | None:
+    """The track after this look; None where there is nothing to remember."""
+    found = holds(subject, view)
+    if track is None and not found:
+        return None
+    if track is None or track.holds is not found:
+        began = track.began if track is not None and (track.raised or not found) else wall
+        track = _Track(
+            holds=found,
+            since=now,
+            began=began,
+            raised=track is not None and track.raised,
+            resource=track.resource if track is not None else "",
+            excerpt=track.excerpt if track is not None else "",
+            drill=track is not None and track.drill,
+        )
+    if found:
+        long_enough = now - track.since >= PLUGIN_FAULTS[subject.kind][2]
+        return replace(
+            track,
+            raised=track.raised or long_enough,
+            resource=subject.resource or view.resource_of_devices,
+            excerpt=told(subject, view),
+            drill=subject.device_uuid in view.look.drills,
+        )
+    if not track.raised or (found is False and now - track.since >= CLEAR_SECONDS):
+        return None
+    return track
 
 
-def _fault(finding: Finding, clock: _Clock, wall: datetime, boot_id: str) -> Fault:
-    severity, advice, _ = PLUGIN_FAULTS[finding.kind]
-    return Fault(
-        kind=finding.kind.value,
+def _fault(
+    identity: Identity, same: list[_Track], known: Fault | None, wall: datetime, boot_id: str
+) -> Fault:
+    """One fault of what may be wrong with several resources: the oldest names it, the excerpt tells all."""
+    kind, uuid = identity
+    severity, advice, _ = PLUGIN_FAULTS[kind]
+    same = sorted(same, key=lambda track: (track.began, track.resource))
+    excerpt = "; ".join(track.excerpt for track in same)[:_EXCERPT_LIMIT]
+    evidence = Evidence(source=_SOURCES.get(FaultKind(kind), "plugin"), boot_id=boot_id, excerpt=excerpt)
+    fault = Fault(
+        kind=kind,
         severity=severity,
         advice=advice.value,
         clears_on=ClearsOn.DWELL.value,
-        code=f"plugin:{finding.resource}"[:_CODE_LIMIT],
-        scope=Scope.DEVICE if finding.kind in _OF_DEVICES and finding.device_uuid else Scope.NODE,
-        device_uuid=finding.device_uuid,
-        first_seen=min(clock.began, wall),
+        code=f"plugin:{same[0].resource}"[:_CODE_LIMIT],
+        scope=Scope.DEVICE if uuid else Scope.NODE,
+        device_uuid=uuid,
+        first_seen=min(same[0].began, wall),
         last_seen=wall,
-        evidence=Evidence(source="plugin", boot_id=boot_id, excerpt=finding.excerpt[:_EXCERPT_LIMIT]),
+        count=known.count if known else 1,
+        drill=all(track.drill for track in same),
+        evidence=evidence,
     )
+    if known is None:
+        return fault
+    lasts = any(track.holds for track in same)
+    unchanged = msgspec.structs.replace(fault, last_seen=known.last_seen, evidence=known.evidence)
+    if known.evidence is not None and known.evidence.excerpt == excerpt and unchanged == known:
+        return fault if lasts and wall - known.last_seen >= SEEN_AGAIN else known
+    return fault if lasts else msgspec.structs.replace(fault, last_seen=known.last_seen)

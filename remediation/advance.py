@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from msgspec.structs import replace
 
 from health.report import AcceleratorReport
-from health.vocabulary import DeviceHealth, FaultKind, Mode, Phase, SourceState
+from health.vocabulary import FaultKind, Mode, Phase
 from remediation import budget, journal
 from remediation.fleet import Node
 from remediation.ladder import climb
 from remediation.moves import close, hold, keep, run
 from remediation.objects import AcceleratorRemediation, NodeAction, RemediationStatus
 from remediation.objects import Decision as Verdict
-from remediation.orders import CleanOrder
 from remediation.policy import StepName, advice_rank, plan_for
+from remediation.proof import CLIMBING, recover
 from remediation.situation import (
     MODES,
     RECHECK,
@@ -29,25 +27,6 @@ from remediation.situation import (
 
 DEVICE_FENCED = "DeviceFenced"
 """Why a session is held whose device the plugin keeps jobs off while the node stays open."""
-
-PLUGIN_KINDS = frozenset(
-    {
-        FaultKind.PLUGIN_DEAD,
-        FaultKind.PLUGIN_HUNG,
-        FaultKind.PLUGIN_WEDGED,
-        FaultKind.PLUGIN_SOCKET_LOST,
-        FaultKind.DEVICE_NOT_OFFERED,
-    }
-)
-"""Faults of the device plugin, not of a device."""
-
-BEFORE_ITS_DISCOVERY = timedelta(minutes=2)
-"""Pods fail from the moment a plugin fails, which is before its fault is raised, by another clock than ours."""
-
-_CLIMBING = frozenset({Phase.FENCED, Phase.DRAINING, Phase.REPAIRING})
-
-DEVICE_SOURCE = "nvml"
-"""The source by which an agent sees its devices: without it nothing about them is proven."""
 
 _PEOPLES_HOLDS = ("HeldByUser", "OptedOut", "ApprovalDenied")
 
@@ -74,7 +53,7 @@ def advance(at: Situation, session: AcceleratorRemediation) -> Decision:
         taken_in = journal.with_incidents(status, report, faults, at.now.wall)
         status = _replanned(at, session, taken_in, report)
     if (status.incidents or report is not None) and journal.all_cleared(status):
-        return _recover(at, session, status, node, report)
+        return recover(at, session, status, node, report)
     if status.phase is Phase.VERIFYING:
         return _back_to_hold(at, session, status)
     if status.phase is Phase.PENDING:
@@ -86,7 +65,7 @@ def advance(at: Situation, session: AcceleratorRemediation) -> Decision:
             status, Phase.FENCED, reason="PlanRaised", message="a graver fault has joined", now=at.now.wall
         )
         return Decision(f"{name}: a graver fault has joined, so it goes on", Write(session, status))
-    if status.phase in _CLIMBING and session.spec.mode is not Mode.OBSERVE:
+    if status.phase in CLIMBING and session.spec.mode is not Mode.OBSERVE:
         return climb(at, session, status, node, report)
     return keep(session, status, f"{name}: {status.phase.value}, {status.reason or 'waits'}")
 
@@ -124,104 +103,12 @@ def _peoples_hold(
             return close(at, session, status, (Phase.CANCELLED, "Denied"), sentence)
         return hold(at, session, status, "ApprovalDenied", f"{approval.user} said no")
     if status.phase is Phase.HELD and status.reason in _PEOPLES_HOLDS:
+        if status.restart is not None:
+            status = replace(status, restart=replace(status.restart, attempts=0))
         resumed = Phase.FENCED if status.fenced_time is not None else Phase.PENDING
         status = journal.moved(status, resumed, reason="Resumed", message="", now=at.now.wall)
         return Decision(f"{name}: nobody holds it any more", Write(session, status))
     return None
-
-
-def _recover(
-    at: Situation,
-    session: AcceleratorRemediation,
-    status: RemediationStatus,
-    node: Node,
-    report: AcceleratorReport | None,
-) -> Decision:
-    """Nothing is left of the faults: wait out the healthy dwell, then give the node back."""
-    name = session.metadata.name
-    if why := _unproven(node, status, report):
-        status = replace(status, healthy_since=None)
-        if status.phase is Phase.VERIFYING:
-            status = replace(status, reason="NotProvenHealthy", message=why)
-        return keep(session, status, f"{name}: not proven healthy: {why}", RECHECK)
-    since = status.healthy_since if status.phase is Phase.VERIFYING else None
-    dwelt = (at.now.wall - since).total_seconds() if since is not None else -1.0
-    # A dwell that is longer than what was seen of it began before a gap, a restart or a step of the wall clock.
-    if not 0 <= dwelt <= 1.01 * at.unbroken + 1:
-        status = journal.moved(
-            status,
-            Phase.VERIFYING,
-            reason="FaultsCleared",
-            message="waits out the healthy dwell",
-            now=at.now.wall,
-        )
-        status = replace(status, healthy_since=at.now.wall)
-        return Decision(f"{name}: its faults are gone, the healthy dwell begins", Write(session, status))
-    left = _dwell(at, status) - min(dwelt, at.unbroken)
-    if left > 0:
-        return keep(session, status, f"{name}: healthy, dwells", left)
-    if status.restart is not None and not status.restart.cleaned and session.spec.mode is not Mode.OBSERVE:
-        return _clean(at, session, status)
-    then = (Phase.RELEASED, "Healthy")
-    if node.owner_session == name:
-        sentence = f"{name}: healthy for the whole dwell, so the node is given back"
-        return run(at, session, status, StepName.UNCORDON, then=then, sentence=sentence)
-    sentence = f"{name}: healthy; there is no cordon of ours to lift"
-    return close(at, session, status, then, sentence)
-
-
-def _dwell(at: Situation, status: RemediationStatus) -> float:
-    """Seconds without a fault that prove the node: few where a device plugin was all that failed."""
-    plugins = all(incident.kind in PLUGIN_KINDS for incident in status.incidents)
-    return at.policy.device_plugin.healthy_dwell if plugins and status.incidents else at.policy.healthy_dwell
-
-
-def _clean(at: Situation, session: AcceleratorRemediation, status: RemediationStatus) -> Decision:
-    """Before the node is given back: the pods that failed because of the plugin go."""
-    begun = min(incident.first_seen for incident in status.incidents)
-    return run(
-        at,
-        session,
-        status,
-        StepName.REMOVE_FAILED_PODS,
-        then=(Phase.VERIFYING, "FaultsCleared"),
-        sentence=f"{session.metadata.name}: removes the pods that the kubelet refused meanwhile",
-        order=CleanOrder(begun - BEFORE_ITS_DISCOVERY),
-    )
-
-
-def _unproven(node: Node, status: RemediationStatus, report: AcceleratorReport | None) -> str:
-    """Why the node is not proven healthy, if it is not: no data is no proof, and a device that is gone is none."""
-    if report is None:
-        return "no fresh report of the node's present boot"
-    if not node.ready:
-        return "the node is not Ready"
-    for source in report.status.sources:
-        broken = source.state in (SourceState.FAILED, SourceState.STALE)
-        if broken or (source.name == DEVICE_SOURCE and source.state is not SourceState.LIVE):
-            return f"the agent's source {source.name} is {source.state}"
-    health = {device.uuid: device.health for device in report.status.devices}
-    for uuid in sorted({incident.device_uuid for incident in status.incidents if incident.device_uuid}):
-        if uuid not in health:
-            return f"device {uuid} is missing"
-        if health[uuid] is not DeviceHealth.HEALTHY:
-            return f"device {uuid} is {health[uuid]}"
-    return _unoffered(node, status, report)
-
-
-def _unoffered(node: Node, status: RemediationStatus, report: AcceleratorReport) -> str:
-    """After a plugin's fault: the Node has to list as many devices as are healthy, which is a kubelet's tick later."""
-    resources = {
-        incident.code.removeprefix("plugin:")
-        for incident in status.incidents
-        if incident.kind in PLUGIN_KINDS and incident.code.startswith("plugin:")
-    }
-    healthy = sum(device.health is DeviceHealth.HEALTHY for device in report.status.devices)
-    for resource in sorted(resources):
-        offered = node.status.allocatable.get(resource, "0")
-        if offered.isdecimal() and int(offered) < healthy:
-            return f"the node lists {offered} of {resource}, and {healthy} devices are healthy"
-    return ""
 
 
 def _fence(
@@ -238,6 +125,9 @@ def _fence(
     if node.owner_session == name:
         sentence = f"{name}: has cordoned, and was interrupted before it could say so"
         return run(at, session, status, StepName.CORDON, then=then, sentence=sentence)
+    if status.incidents and not _beyond_device(at, status, report):
+        message = "left to the device plugin, which withholds the device; the node stays open"
+        return hold(at, session, status, DEVICE_FENCED, message)
     if spec.mode is Mode.APPROVE and spec.approval is None:
         return keep(session, status, f"{name}: waits for approval")
     if report is None:
@@ -268,26 +158,24 @@ def _device_fenced(
 ) -> Decision:
     """The device plugin keeps jobs off the bad device; where that does not hold, or is not enough, cordon."""
     name = session.metadata.name
-    devices = {incident.device_uuid for incident in status.incidents if incident.cleared_time is None}
-    offered = [
-        fault.device_uuid
-        for fault in (report.status.faults if report is not None else ())
-        if fault.kind == FaultKind.DEVICE_OFFERED_THOUGH_BAD and fault.device_uuid in devices
-    ]
-    wider = [
-        incident
-        for incident in status.incidents
-        if incident.cleared_time is None and not fences_device(at.rule_of(incident), incident)
-    ]
-    if not offered and not wider:
+    why = _beyond_device(at, status, report)
+    if not why:
         return keep(session, status, f"{name}: {status.message}")
-    why = (
-        f"the device plugin offers {offered[0]} although it is bad"
-        if offered
-        else f"{wider[0].kind} takes the whole node"
-    )
     status = journal.moved(status, Phase.PENDING, reason="Fencing", message=why, now=at.now.wall)
     return Decision(f"{name}: {why}, so it is to be cordoned", Write(session, status))
+
+
+def _beyond_device(at: Situation, status: RemediationStatus, report: AcceleratorReport | None) -> str:
+    """Why it does not do to leave what lasts to the device plugin; empty where it does."""
+    lasting = journal.lasting(status)
+    devices = {incident.device_uuid for incident in lasting}
+    for fault in report.status.faults if report is not None else ():
+        if fault.kind == FaultKind.DEVICE_OFFERED_THOUGH_BAD and fault.device_uuid in devices:
+            return f"the device plugin offers {fault.device_uuid} although it is bad"
+    for incident in lasting:
+        if not fences_device(at.rule_of(incident), incident):
+            return f"{incident.kind} takes the whole node"
+    return ""
 
 
 def _back_to_hold(at: Situation, session: AcceleratorRemediation, status: RemediationStatus) -> Decision:

@@ -57,7 +57,7 @@ def _standing(one: Judgement, note: PodNote, gangs: Collection[str] | None) -> s
     if one.fate is not Fate.EVICT:
         return one.reason
     if gangs is not None and (gang := gang_of(one.pod)) and gang not in gangs:
-        return f"of {gang}, which is disrupted on another node"
+        return f"of {gang}, which wait for a gang that is disrupted on another node"
     if note.refusal:
         return _REFUSALS.get(note.refusal, "not evicted")
     if note.evicted is not None:

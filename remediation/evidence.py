@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from health.report import AcceleratorReport
 from health.vocabulary import ClearsOn
+from remediation import journal
 from remediation.fleet import Node
 from remediation.objects import Incident, RemediationStatus
 
@@ -15,7 +16,7 @@ def lacking(status: RemediationStatus, node: Node, report: AcceleratorReport | N
     A fault that only a new boot clears is still there while the node has not booted, whether or not its agent can
     still say so.
     """
-    lasting = [incident for incident in status.incidents if incident.cleared_time is None]
+    lasting = journal.lasting(status)
     if not lasting:
         return "nothing is left of the faults"
     if report is not None or any(_outlasts(incident, node) for incident in lasting):
@@ -29,7 +30,7 @@ def lacking_live(status: RemediationStatus, node: Node, report: AcceleratorRepor
     reported: set[tuple[str, str]] = set()
     if report is not None and (report.status.node_uid, report.status.boot_id) == (node.metadata.uid, boot_id):
         reported = {fault.identity for fault in report.status.faults}
-    lasting = [incident for incident in status.incidents if incident.cleared_time is None]
+    lasting = journal.lasting(status)
     if any(incident.identity in reported or _outlasts(incident, node) for incident in lasting):
         return ""
     return "a live look does not find the faults any more"

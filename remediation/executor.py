@@ -147,7 +147,7 @@ class Executor:
                 report.gone.append(action.session.metadata.name)
             report.error = str(error)
         except ApiError as error:
-            if report.started and report.outcome is None:
+            if error.maybe_applied or (report.started and report.outcome is None):
                 self._look_again(action, report)
             report.error = str(error)
         return report

@@ -126,9 +126,14 @@ def _bounded(incidents: tuple[Incident, ...]) -> tuple[Incident, ...]:
     return kept[:INCIDENT_LIMIT]
 
 
+def lasting(status: RemediationStatus) -> tuple[Incident, ...]:
+    """The incidents that are not over."""
+    return tuple(incident for incident in status.incidents if incident.cleared_time is None)
+
+
 def all_cleared(status: RemediationStatus) -> bool:
     """Whether nothing of what the session is about is left."""
-    return all(incident.cleared_time is not None for incident in status.incidents)
+    return not lasting(status)
 
 
 def _updated(

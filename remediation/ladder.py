@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 from msgspec.structs import replace
 
 from health.report import AcceleratorReport
-from health.vocabulary import Advice, FaultKind, Mode, Phase
+from health.vocabulary import Advice, FaultKind, Phase
 from remediation import budget, evidence, journal
 from remediation.drain_state import DrainState
 from remediation.fleet import Node
 from remediation.moves import hold, keep, run, said, wait
 from remediation.objects import AcceleratorRemediation, JournalEvent, RemediationStatus, Rung
 from remediation.orders import DrainOrder, Order, RestartOrder
-from remediation.policy import Rule, StepName
-from remediation.situation import MODES, RECHECK, Decision, Run, Situation, obstacle
+from remediation.permission import forbidden, rules_of
+from remediation.plugin_state import PluginRestart
+from remediation.policy import StepName
+from remediation.situation import RECHECK, Decision, Run, Situation, Write
 
 PROOF_WITHIN = timedelta(minutes=2)
-"""How long after a repair its faults may still be reported before it counts as one that did not help."""
+"""How long after a repair its faults may still be reported, and how long after its faults are gone a node may still
+not be proven healthy, before it is a person's affair."""
 
-DRAINED = "Drained"
-RESTARTED = "Restarted"
-_DONE = {StepName.DRAIN: DRAINED, StepName.RESTART_PLUGIN: RESTARTED}
+NOT_HEALED = "NotHealed"
+_DONE = {StepName.DRAIN: "Drained", StepName.RESTART_PLUGIN: "Restarted"}
 """Why a session is in phase Repairing when a step has been taken, and the next one is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step that touches pods: its phase, what it is told, and its sentence for people."""
+
+    name: StepName
+    phase: Phase
+    order: Order
+    sentence: str
+
+    @property
+    def then(self) -> tuple[Phase, str]:
+        """Where it leads."""
+        return (Phase.REPAIRING, _DONE[self.name])
 
 
 def climb(
@@ -35,115 +53,96 @@ def climb(
 ) -> Decision:
     """Fenced, and its faults last: take the next step of the rung, go on with the one under way, or hold."""
     rung = status.plan[0] if status.plan else None
-    if rung is None or not rung.steps[1:]:
+    steps = [step for step in rung.steps if step != StepName.CORDON] if rung is not None else []
+    if rung is None or not steps:
         return hold(at, session, status, "NoPlan", "fenced; the policy plans no more")
-    if why := _not_now(at, session, status, node, report):
+    raised = status.rung != session.current.rung and status.phase is Phase.REPAIRING
+    if status.phase is not Phase.FENCED and (raised or status.step not in steps):
+        # A step of the same name in another rung does not follow the same steps.
+        return _stand_back(at, session, status, "PlanRaised", "a graver fault has joined")
+    step = _next(status, steps)
+    if step is None:
+        return hold(at, session, status, "ReplaceHardware", "drained; the hardware is to be replaced")
+    if step == StepName.VERIFY:
+        return _await_proof(at, session, status, report)
+    if step not in _DONE:
+        message = f"fenced; {step} is not a step that this version has"
+        return hold(at, session, status, "NoRepairStep", message)
+    if why := forbidden(at, session, node, report, journal.lasting(status)):
+        if status.phase is Phase.FENCED:
+            return wait(session, status, "Waiting", why)
+        return _stand_back(at, session, status, "Waiting", why)
+    if why := evidence.lacking(status, node, report):
         return wait(session, status, "Waiting", why)
-    match _next(status, rung):
-        case StepName.DRAIN:
-            return _drain(at, session, status, node, rung)
-        case StepName.RESTART_PLUGIN:
-            return _restart(at, session, status, node)
-        case StepName.VERIFY:
-            return _await_proof(at, session, status)
-        case None:
-            message = "drained; the hardware is to be replaced"
-            return hold(at, session, status, "ReplaceHardware", message)
-        case step:
-            return hold(
-                at, session, status, "NoRepairStep", f"fenced; {step} is not a step that this version has"
-            )
+    if step == StepName.DRAIN:
+        return _drain(at, session, status, node, rung)
+    return _restart(at, session, status, node, rung)
 
 
-def _next(status: RemediationStatus, rung: Rung) -> str | None:
+def _next(status: RemediationStatus, steps: list[str]) -> str | None:
     """The step to take now; None where the rung has no more."""
-    steps = [step for step in rung.steps if step != StepName.CORDON]
-    if status.phase is Phase.FENCED or status.step not in steps:
+    if status.phase is Phase.FENCED:
         return steps[0]
     if status.phase is Phase.REPAIRING and status.reason in _DONE.values():
         return next(iter(steps[steps.index(status.step) + 1 :]), None)
     return status.step
 
 
-def _not_now(
+def _stand_back(
+    at: Situation, session: AcceleratorRemediation, status: RemediationStatus, reason: str, why: str
+) -> Decision:
+    """Leave a step that is under way: it begins anew, with its whole time, when it may be taken again."""
+    status = journal.moved(status, Phase.FENCED, reason=reason, message=why, now=at.now.wall)
+    return Decision(f"{session.metadata.name}: {why}, so it stands back", Write(session, status), RECHECK)
+
+
+def _drain(
     at: Situation,
     session: AcceleratorRemediation,
     status: RemediationStatus,
     node: Node,
-    report: AcceleratorReport | None,
-) -> str:
-    """Why no step may be taken now, if so: who stands in the way, a policy that is tighter now, no evidence."""
-    if pause := at.fleet.control.spec.pause:
-        return f"{pause.user} paused everything ({pause.reason or 'no reason given'})"
-    if other := obstacle(at, node, report) if report is not None else node.taken_by:
-        return other
-    rules = _rules(at, status)
-    allowed = max((rule.mode for rule in rules), key=MODES.index, default=Mode.OBSERVE)
-    if allowed is Mode.OBSERVE:
-        return "the policy only observes now"
-    if allowed is Mode.APPROVE and session.spec.approval is None:
-        return "the policy wants an approval now"
-    return evidence.lacking(status, node, report)
-
-
-def _rules(at: Situation, status: RemediationStatus) -> list[Rule]:
-    """The rules that the policy has now for what lasts, that of the gravest incident first."""
-    lasting = [incident for incident in status.incidents if incident.cleared_time is None]
-    lasting.sort(key=lambda incident: -incident.severity.rank)
-    return [rule for incident in lasting if (rule := at.rule_of(incident)) is not None]
-
-
-def _drain(
-    at: Situation, session: AcceleratorRemediation, status: RemediationStatus, node: Node, rung: Rung
+    rung: Rung,
 ) -> Decision:
     name = session.metadata.name
-    sentence = f"{name}: drains the node"
-    policy = _rules(at, status)[0].drain_for(rung.rung)
+    policy = rules_of(at, journal.lasting(status))[0].drain_for(rung.rung)
     order = DrainOrder(policy, next_is_reboot=rung.rung == Advice.REBOOT_NODE)
+    step = _Step(StepName.DRAIN, Phase.DRAINING, order, f"{name}: drains the node")
     if status.phase is Phase.FENCED:
-        if full := _no_room(at, session, status, node):
-            return full
-        status = replace(status, drain=DrainState(started=at.now.wall))
-        return _begin(
-            at, session, status, StepName.DRAIN, order=order, phase=Phase.DRAINING, sentence=sentence
-        )
+        begun = replace(status, drain=DrainState(started=at.now.wall))
+        return _no_room(at, session, status, node) or _begin(at, session, begun, step)
     state = status.drain or DrainState(started=at.now.wall)
-    elsewhere = at.fleet.gangs_elsewhere(at.name)
-    gangs = {*state.gangs, *(set(state.seen_gangs) - elsewhere)}
-    if gangs != set(state.gangs):
-        # A claim is written with the intent and before the first eviction, and one thread makes all claims.
-        status = replace(status, drain=replace(state, gangs=tuple(sorted(gangs))))
+    unclaimed = set(state.seen_gangs) - set(state.gangs)
+    if unclaimed and not unclaimed & at.fleet.gangs_elsewhere(at.name):
+        # A claim is written with the intent and before the first eviction, and one thread makes all claims. All or
+        # none, for two nodes that each hold what the other waits for would both wait until their deadlines.
+        gangs = tuple(sorted({*state.gangs, *unclaimed}))
+        status = replace(status, drain=replace(state, gangs=gangs))
     elif (left := at.resume_at - at.now.monotonic) > 0:
         return keep(session, status, f"{name}: drains: {status.message}", left)
-    return _go_on(at, session, status, StepName.DRAIN, order=order, sentence=sentence)
+    return _go_on(at, session, status, step)
 
 
 def _restart(
-    at: Situation, session: AcceleratorRemediation, status: RemediationStatus, node: Node
+    at: Situation,
+    session: AcceleratorRemediation,
+    status: RemediationStatus,
+    node: Node,
+    rung: Rung,
 ) -> Decision:
     name = session.metadata.name
-    sentence = f"{name}: restarts the device plugin"
-    hung = any(
-        incident.kind == FaultKind.PLUGIN_HUNG and incident.cleared_time is None
-        for incident in status.incidents
-    )
+    hung = any(incident.kind == FaultKind.PLUGIN_HUNG for incident in journal.lasting(status))
     order = RestartOrder(at.policy.device_plugin, hung=hung)
+    step = _Step(StepName.RESTART_PLUGIN, Phase.REPAIRING, order, f"{name}: restarts the device plugin")
     if status.phase is Phase.FENCED:
-        if full := _no_room(at, session, status, node):
-            return full
-        status = replace(status, restart=None)
-        return _begin(
-            at,
-            session,
-            status,
-            StepName.RESTART_PLUGIN,
-            order=order,
-            phase=Phase.REPAIRING,
-            sentence=sentence,
-        )
+        attempts = status.restart.attempts if status.restart is not None else 0
+        if attempts >= rung.max_attempts:
+            message = f"the device plugin was restarted ({attempts} of {rung.max_attempts}), and fails again"
+            return hold(at, session, status, NOT_HEALED, message)
+        begun = replace(status, restart=PluginRestart(started=at.now.wall, attempts=attempts))
+        return _no_room(at, session, status, node) or _begin(at, session, begun, step)
     if (left := at.resume_at - at.now.monotonic) > 0:
         return keep(session, status, f"{name}: {status.message}", left)
-    return _go_on(at, session, status, StepName.RESTART_PLUGIN, order=order, sentence=sentence)
+    return _go_on(at, session, status, step)
 
 
 def _no_room(
@@ -157,47 +156,48 @@ def _no_room(
 
 
 def _begin(
-    at: Situation,
-    session: AcceleratorRemediation,
-    status: RemediationStatus,
-    step: StepName,
-    *,
-    order: Order,
-    phase: Phase,
-    sentence: str,
+    at: Situation, session: AcceleratorRemediation, status: RemediationStatus, step: _Step
 ) -> Decision:
     """The first pass of a step: its intent moves the session into the phase."""
-    status = journal.moved(
-        replace(status, step=""), phase, reason=step, message=said(session, sentence), now=at.now.wall
-    )
-    return run(at, session, status, step, then=(Phase.REPAIRING, _DONE[step]), sentence=sentence, order=order)
+    message = said(session, step.sentence)
+    status = journal.moved(status, step.phase, reason=step.name, message=message, now=at.now.wall)
+    return run(at, session, status, step.name, then=step.then, sentence=step.sentence, order=step.order)
 
 
 def _go_on(
+    at: Situation, session: AcceleratorRemediation, status: RemediationStatus, step: _Step
+) -> Decision:
+    """A further pass under the intent that stands; where an outcome (a failure) has ended it, under a new one."""
+    if not _stands(status, step.name, at.epoch):
+        return run(at, session, status, step.name, then=step.then, sentence=step.sentence, order=step.order)
+    action = Run(session, step.name, status, *step.then, status.message, order=step.order)
+    return Decision(step.sentence, action)
+
+
+def _stands(status: RemediationStatus, step: StepName, epoch: int) -> bool:
+    """Whether the last attempt has an intent of this epoch and no outcome. The order of lines says nothing: equal
+    ones are folded."""
+    events = {
+        entry.event
+        for entry in status.journal
+        if (entry.step, entry.attempt, entry.epoch) == (step, status.attempt, epoch)
+    }
+    return status.step == step and events == {JournalEvent.INTENT}
+
+
+def _await_proof(
     at: Situation,
     session: AcceleratorRemediation,
     status: RemediationStatus,
-    step: StepName,
-    *,
-    order: Order,
-    sentence: str,
+    report: AcceleratorReport | None,
 ) -> Decision:
-    """A further pass under the intent that stands; where an outcome (a failure) has ended it, under a new one."""
-    entries = [entry for entry in status.journal if entry.step == step]
-    if not entries or entries[-1].event is not JournalEvent.INTENT or entries[-1].epoch != at.epoch:
-        return run(
-            at, session, status, step, then=(Phase.REPAIRING, _DONE[step]), sentence=sentence, order=order
-        )
-    return Decision(
-        sentence, Run(session, step, status, Phase.REPAIRING, _DONE[step], status.message, order=order)
-    )
-
-
-def _await_proof(at: Situation, session: AcceleratorRemediation, status: RemediationStatus) -> Decision:
-    """Repaired, as far as we know, and the faults are still reported."""
+    """Repaired, as far as we know, and the faults are still reported, or nobody reports."""
     name = session.metadata.name
     done = status.restart.done_time if status.restart is not None else None
     left = (done + PROOF_WITHIN - at.now.wall).total_seconds() if done is not None else 0.0
     if left <= 0:
-        return hold(at, session, status, "NotHealed", "the repair did not end the faults")
+        message = (
+            "the repair did not end the faults" if report else "no fresh report shows that the repair helped"
+        )
+        return hold(at, session, status, NOT_HEALED, message)
     return keep(session, status, f"{name}: waits for the proof that the repair helped", min(left, RECHECK))

@@ -23,7 +23,10 @@ def run(
     order: Order | None = None,
 ) -> Decision:
     """Take a step, after which the session is in `then`: a phase and why."""
-    attempt = status.attempt + 1 if status.step == step else 1
+    attempt = 1 + max(
+        (entry.attempt for entry in status.journal if entry.step == step),
+        default=status.attempt if status.step == step else 0,
+    )
     message = said(session, sentence)
     intent = journal.with_intent(
         status, step=step, attempt=attempt, epoch=at.epoch, now=at.now.wall, message=message

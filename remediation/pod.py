@@ -6,30 +6,18 @@ Shapes: `core/v1` Pod, staging/src/k8s.io/api/core/v1/types.go.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
+from health.accelerators import ACCELERATOR_RESOURCES, is_accelerator
 from health.report import Time, Wire
+
+__all__ = ["ACCELERATOR_RESOURCES"]
 
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 """On the API's image of a static pod. The kubelet runs it from a file; deleting the image stops nothing."""
 
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 """What a pod tolerates that is put on a cordoned node all the same (taint of the node lifecycle controller)."""
-
-ACCELERATOR_RESOURCES = (
-    "nvidia.com/gpu",
-    "nvidia.com/gpu.shared",
-    "nvidia.com/mig-*",
-    "amd.com/gpu",
-    "amd.com/?px_nps?",
-    "gpu.intel.com/*",
-    "habana.ai/gaudi",
-    "google.com/tpu",
-    "aws.amazon.com/neuron*",
-)
-"""Extended resources that are accelerators, as shell patterns: what the vendors' device plugins register."""
-
 
 class OwnerReference(Wire, frozen=True):
     """Who made the pod; at most one owner is its controller."""
@@ -194,4 +182,5 @@ class Pod(Wire, frozen=True):
             for name, quantity in quantities.items()
             if quantity.strip("0")
         }
-        return any(fnmatchcase(name, pattern) for name in wanted for pattern in resources)
+        patterns = tuple(resources)
+        return any(is_accelerator(name, patterns) for name in wanted)

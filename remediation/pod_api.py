@@ -80,10 +80,7 @@ class KubernetesPods:
         for page in self._session.list_pages(
             "/api/v1/pods", query={"fieldSelector": f"spec.nodeName={node_name}"}
         ):
-            try:
-                pods.extend(_decode(page.body).items)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise Unavailable(f"not a list of pods: {error}", request="GET /api/v1/pods") from error
+            pods.extend(_pods(page.body, request="GET /api/v1/pods"))
         return tuple(pods)
 
     def evict(self, eviction: Eviction) -> None:
@@ -125,8 +122,9 @@ class KubernetesPods:
         gone = {pod.uid for pod in evicted}
         found: list[str] = []
         for namespace in sorted({pod.namespace for pod in evicted if pod.owner_uid})[:_NAMESPACES]:
-            page = next(self._session.list_pages(f"/api/v1/namespaces/{namespace}/pods"))
-            for pod in _decode(page.body).items:
+            path = f"/api/v1/namespaces/{namespace}/pods"
+            page = next(self._session.list_pages(path))
+            for pod in _pods(page.body, request=f"GET {path}"):
                 owner, born = pod.controller, pod.metadata.creation_timestamp
                 late = born is not None and born >= since.replace(microsecond=0)
                 if owner is not None and owner.uid in owners and pod.uid not in gone and late:
@@ -156,6 +154,14 @@ class KubernetesPods:
     def _guard(self) -> None:
         if not self._may_write():
             raise FencedError("the lease is not proven, so nothing is written", reason="Fenced")
+
+
+def _pods(body: bytes, *, request: str) -> tuple[Pod, ...]:
+    """Raises Unavailable for what is no list of pods, as a proxy in between may send."""
+    try:
+        return _decode(body).items
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Unavailable(f"not a list of pods: {error}", request=request) from error
 
 
 def _path(namespace: str, name: str) -> str:

@@ -140,14 +140,14 @@ class Situation:
         return sorted(((fault, rule) for fault, rule in ruled if rule is not None), key=_gravity)
 
 
-def obstacle(at: Situation, node: Node, report: AcceleratorReport) -> str:
+def obstacle(at: Situation, node: Node, report: AcceleratorReport | None) -> str:
     """Why nothing may be started on this node now; empty where nothing speaks against it."""
     if pause := at.fleet.control.spec.pause:
         return f"{pause.user} paused everything ({pause.reason or 'no reason given'})"
     switch = at.fleet.switch(at.name)
     if switch is not None:
         return "a person holds the node" if switch is NodeAction.HOLD else "the node is opted out"
-    if report.spec.maintenance is not None:
+    if report is not None and report.spec.maintenance is not None:
         return f"the node is in maintenance ({report.spec.maintenance.reason})"
     return node.taken_by
 

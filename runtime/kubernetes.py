@@ -17,6 +17,8 @@ import msgspec
 from runtime.api_errors import ApiError, ConnectionFailed, Unauthorized, Unavailable
 from runtime.kubernetes_auth import (
     SERVICE_ACCOUNT,
+    Access,
+    Elsewhere,
     FileCredentials,
     InClusterCredentials,
     KubeconfigError,
@@ -85,6 +87,12 @@ class Session(Transport):
     def clone(self) -> "Session":
         """The same user with connections of its own, so that a busy neighbour cannot delay it."""
         return Session(self._credentials, user_agent=self.user_agent, max_body=self._max_body)
+
+    def toward(self, access: Access) -> "Session":
+        """The same user at another server, such as the node's own kubelet. Its certificate is what `access` demands."""
+        return Session(
+            Elsewhere(self._credentials, access), user_agent=self.user_agent, max_body=self._max_body
+        )
 
     def node_identity(self) -> NodeIdentity | None:
         """The node that our token is bound to, if it is."""

@@ -160,6 +160,24 @@ class InClusterCredentials:
             log.warning("the token cannot be read again, keeping the old one", extra={"why": str(error)})
 
 
+class Elsewhere:
+    """Somebody's credentials at another server than their own; the caller vouches that it may see the token."""
+
+    def __init__(self, credentials: Credentials, access: Access) -> None:
+        self.source = f"{credentials.source}, at {access.server}"
+        self._credentials = credentials
+        self._access = access
+
+    def access(self) -> Access:
+        return self._access
+
+    def authorization(self) -> str | None:
+        return self._credentials.authorization()
+
+    def refresh(self) -> None:
+        self._credentials.refresh()
+
+
 class FileCredentials:
     """A kubeconfig's current context."""
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import IO, Any, Literal
 
 from runtime.clock import rfc3339
+from runtime.trace_context import TraceIdFilter
 
 Format = Literal["json", "text"]
 
@@ -62,6 +63,7 @@ def configure(
     handler = _Handler(stream if stream is not None else sys.stderr)
     fixed = dict(fields or {})
     handler.setFormatter(JsonFormatter(fixed) if format == "json" else TextFormatter(fixed))
+    handler.addFilter(TraceIdFilter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -82,6 +83,11 @@ class Transport:
     def server(self) -> str:
         """The API server's address, `https://HOST:PORT`."""
         return self._credentials.access().server
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """How the API server proves itself; None where the connection is plain."""
+        return self._credentials.access().tls
 
     def close(self) -> None:
         """Drop the idle connections. The session stays usable."""

@@ -134,7 +134,12 @@ class PluginProbe:
         return found - {KUBELET_SOCKET_NAME}
 
     def _publish(self) -> None:
-        """Show what is known, without what turned out to be no device plugin, unless it was looked for."""
+        """Show what is known, without what turned out to be no device plugin, unless it was looked for.
+
+        Nothing is shown before each plugin has had the time for its first answer.
+        """
+        if self._shown is None and any(target.plugin is None for target in self._targets.values()):
+            return
         shown = tuple(
             target.plugin
             for name, target in sorted(self._targets.items())

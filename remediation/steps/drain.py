@@ -93,15 +93,25 @@ def drain_pass(
 ) -> Outcome:
     """The next pass of a session's drain, as a step's outcome. The gangs it may disrupt are in the state."""
     claimed = state.gangs if state is not None else ()
-    drained = drain(
-        api,
-        node_name,
-        order.policy,
-        state,
-        clock=clock,
-        next_rung_is_reboot=order.next_is_reboot,
-        gangs=claimed if order.policy.one_node_per_gang else None,
-    )
+    try:
+        drained = drain(
+            api,
+            node_name,
+            order.policy,
+            state,
+            clock=clock,
+            next_rung_is_reboot=order.next_is_reboot,
+            gangs=claimed if order.policy.one_node_per_gang else None,
+        )
+    except FencedError:
+        raise
+    except ApiError as error:
+        if state is None or clock.wall() < state.started + order.policy.time_limit:
+            raise
+        message = (
+            f"the drain's deadline of {order.policy.deadline} has passed, and nobody knows its pods: {error}"
+        )
+        return Outcome(Result.DEADLINE, message, hold=_ENDS[Verdict.DEADLINE][1], drain=state)
     result, hold = _ENDS[drained.verdict]
     after = drained.state
     if drained.verdict.completed and after.evicted_pods:

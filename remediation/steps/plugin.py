@@ -15,11 +15,12 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from remediation.cluster import FencedError
 from remediation.orders import CleanOrder, RestartOrder
 from remediation.plugin_state import PluginRestart
 from remediation.pod import ACCELERATOR_RESOURCES, Pod
 from remediation.steps.outcome import Outcome, Result
-from runtime.api_errors import Conflict, NotFound
+from runtime.api_errors import ApiError, Conflict, NotFound
 
 JUST_STARTED = timedelta(seconds=20)
 """A plugin's pod that is younger is not restarted: somebody has just done it, and its registration may be late."""
@@ -58,10 +59,10 @@ def restart_plugin(
 ) -> Outcome:
     """The next pass of a restart; without a memory it is the first."""
     memory = memory or PluginRestart(started=now)
-    pods = api.pods_on(node_name)
     if now >= memory.started + order.policy.time_limit:
         message = f"the plugin was not restarted within {order.policy.deadline}"
         return Outcome(Result.DEADLINE, message, hold="PluginNotRestarted", restart=memory)
+    pods = api.pods_on(node_name)
     if memory.pod_uid and not any(pod.uid == memory.pod_uid for pod in pods):
         return _replaced(pods, memory, now)
     waiting = [pod for pod in pods if pod.unadmitted and pod.metadata.deletion_timestamp is None]
@@ -105,7 +106,11 @@ def _choose(
     born = plugin.metadata.creation_timestamp
     if born is not None and now - born < JUST_STARTED:
         return _wait(f"{plugin.name} has only just been started", memory, _LATER)
-    daemon_set = api.daemon_set(plugin.metadata.namespace, owner.name)
+    try:
+        daemon_set = api.daemon_set(plugin.metadata.namespace, owner.name)
+    except NotFound:
+        message = f"the DaemonSet {owner.name} of {plugin.name} is gone, so nobody would replace it"
+        return Outcome(Result.BLOCKED, message, hold="PluginNotFound", restart=memory)
     revision = plugin.metadata.labels.get("controller-revision-hash", "")
     if daemon_set.current_revision not in ("", revision):
         if daemon_set.on_delete:
@@ -130,7 +135,7 @@ def _replaced(pods: Sequence[Pod], memory: PluginRestart, now: datetime) -> Outc
     for pod in pods:
         owner = pod.controller
         if owner is not None and owner.uid == memory.daemon_set_uid and pod.ready:
-            done = replace(memory, done_time=now)
+            done = replace(memory, done_time=now, attempts=memory.attempts + 1)
             return Outcome(Result.DONE, f"{pod.name} took the place of {memory.pod}", restart=done)
     return _wait(f"{memory.pod} is gone, its replacement is not Ready yet", memory, _SOON)
 
@@ -141,7 +146,7 @@ def remove_failed_pods(
     """Delete the accelerator pods that the kubelet refused since the order's time and that have a controller.
 
     They never run again, and their controller has replaced them already; left alone they stay for ever. A pod
-    without a controller is its owner's to look at.
+    without a controller is its owner's to look at. One that cannot be deleted is not worth a node: it is named.
     """
     refused = [
         pod
@@ -152,15 +157,22 @@ def remove_failed_pods(
         and pod.metadata.creation_timestamp is not None
         and pod.metadata.creation_timestamp >= order.since
     ]
+    stay: list[str] = []
     for pod in refused[:_AT_ONCE]:
         try:
             api.delete_pod(pod.metadata.namespace, pod.metadata.name, pod.uid)
         except (NotFound, Conflict):
             continue
+        except FencedError:
+            raise
+        except ApiError as error:
+            stay.append(f"{pod.name} stays: {error}")
     memory = memory or PluginRestart(started=now)
-    if len(refused) > _AT_ONCE:
+    if len(refused) > _AT_ONCE and not stay:
         return _wait(f"{len(refused)} pods failed meanwhile", memory, _SOON)
     what = f"removed {_names(refused)}, which failed meanwhile" if refused else "no pod failed meanwhile"
+    if stay:
+        what = f"{len(refused)} pods failed meanwhile, of which {len(stay)} cannot be removed; {stay[0]}"
     return Outcome(Result.DONE, what, restart=replace(memory, cleaned=True))
 
 

@@ -65,10 +65,15 @@ class Rig:
         self.controller: Child | None = None
         self.controller_port = 0
 
-    def start_agent(self, node: Node, *flags: str, kernel_log: Path | None = None) -> Agent:
-        """Start a node's agent under a node-bound token; its devices are simulated, its kernel log is a file."""
+    def start_agent(
+        self, node: Node, *flags: str, kernel_log: Path | None = None, machine: Path | None = None
+    ) -> Agent:
+        """Start a node's agent under a node-bound token; its devices are simulated, its kernel log is a file.
+
+        `machine` is the devices' file, such as the one that the node's device plugin serves.
+        """
         name = node.name
-        machine = self.folder / f"{name}.machine.json"
+        machine = machine or self.folder / f"{name}.machine.json"
         if not machine.exists():
             save(machine, h100_machine(name))
         log = kernel_log or self.folder / f"{name}.kmsg"
@@ -84,6 +89,8 @@ class Rig:
             ("--state-file", self.state_file(name)),
             ("--listen", f"127.0.0.1:{port}"),
             ("--worker-command", worker),
+            ("--pod-resources-socket", node.kubelet_dir / "pod-resources" / "kubelet.sock"),
+            ("--device-plugin-folder", node.kubelet_dir / "device-plugins"),
             *((BRISK_RENEWAL,) if self._brisk else ()),
         )
         words = [str(word) for pair in arguments for word in pair]

@@ -147,7 +147,7 @@ class SickbayPods:
                 pod
                 for pod in pods
                 if pod["spec"].get("nodeName") == node
-                and pod["metadata"]["labels"].get("name") == PLUGIN
+                and pod["metadata"].get("labels", {}).get("name") == PLUGIN
                 and "deletionTimestamp" not in pod["metadata"]
             ]
             return here[0] if here else None

@@ -18,6 +18,7 @@ from remediation.objects import AcceleratorRemediation
 from remediation.policy import Policy
 from runtime.clock import ManualClock
 from tests.property.remediation_monitor import BURST, PER_MINUTE, POOLS, RemediationMonitor, session_of
+from tests.property.remediation_pods import ClusterPods
 from tests.unit.builders import policy
 from tests.unit.fake_cluster import Call, Crash, Document, FakeApi, Trouble
 from tests.unit.fake_controller import FakeController, InlineWorkers
@@ -62,8 +63,10 @@ def document(struct: msgspec.Struct) -> Document:
 class World:
     """Everything there is. `controller` leads; `former` have led and do not know, or are stuck, or dead."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, populated: bool = False) -> None:
         self.clock = ManualClock()
+        self.populated = populated
+        self.pods = ClusterPods(self.clock, trouble=self._next_trouble)
         self.api = FakeApi(self.clock, trouble=self._trouble)
         self.policy: Policy = policy(Mode.AUTO, max_fenced="50%", pools=("a", "b"), dwell="120s", **RATE)
         self.agents: dict[str, Agent] = {}
@@ -78,6 +81,7 @@ class World:
         self.api.create(CONTROLS, {"kind": "AcceleratorControl", "metadata": {"name": "default"}, "spec": {}})
         self.monitor = RemediationMonitor(self)
         self.api.on_change = self.monitor.changed
+        self.pods.on_mutation = self.monitor.pod_touched
         self.controller = self.new_controller()
 
     # Nodes and agents.
@@ -97,6 +101,7 @@ class World:
                 },
                 "spec": {"podCIDR": "10.0.0.0/24", "taints": []},
                 "status": {
+                    "allocatable": {"nvidia.com/gpu": "2"},
                     "nodeInfo": {"bootID": boot},
                     "conditions": [
                         {"type": "MemoryPressure", "status": "False"},
@@ -107,6 +112,9 @@ class World:
         )
         uid = made["metadata"]["uid"]
         self.agents[name] = Agent(name, uid, boot, renewed=self.clock.monotonic())
+        self.pods.start_plugin(name)
+        for what in ("plain", "jobset", "without a device") if self.populated else ():
+            self.pods.bind(name, what)
         self.speak(name)
 
     def remove_node(self, name: str) -> None:
@@ -114,6 +122,7 @@ class World:
         self.api.remove(NODES, name)
         if name in self.api.objects[REPORTS]:
             self.api.remove(REPORTS, name)
+        self.pods.clear(name)
         del self.agents[name]
 
     def speak(self, name: str) -> None:
@@ -132,13 +141,15 @@ class World:
         self, name: str, kind: str, device: str, advice: str, clears_on: str, severity: str
     ) -> None:
         agent, now = self.agents[name], self.clock.wall()
+        of_plugin = kind.startswith("Plugin")
+        device = "" if of_plugin else device
         known = agent.faults.get((kind, device))
         agent.faults[kind, device] = Fault(
             kind=kind,
             severity=Severity(severity),
             first_seen=known.first_seen if known else now,
             last_seen=now,
-            code=f"xid:{len(agent.faults)}",
+            code="plugin:nvidia.com/gpu" if of_plugin else f"xid:{len(agent.faults)}",
             device_uuid=device,
             advice=advice,
             clears_on=clears_on,
@@ -159,6 +170,7 @@ class World:
         """A new boot, of which kubelet and agent may not both have spoken yet."""
         self.births += 1
         boot = f"boot-{self.births}"
+        self.pods.clear(name, reboot=True)
         if kubelet:
             self.node(name, lambda node: node["status"]["nodeInfo"].update(bootID=boot))
         if agent:
@@ -168,6 +180,14 @@ class World:
 
     def node(self, name: str, change: Any) -> None:
         self.api.edit(NODES, name, change)
+
+    def start_plugins(self) -> None:
+        """Where a device plugin is gone another one starts, and its faults are over if that is what helps."""
+        self.pods.let_time_end_pods()
+        for name, agent in self.agents.items():
+            if self.pods.start_plugin(name) and name not in self.pods.broken_plugins:
+                agent.faults = {key: found for key, found in agent.faults.items() if "Plugin" not in key[0]}
+                self.tell(name)
 
     # People.
 
@@ -243,7 +263,10 @@ class World:
 
     def _trouble(self, call: Call) -> Trouble | None:
         """Each planned trouble meets a mutation, after so many that are spared."""
-        if not call.mutates or not self.plan:
+        return self._next_trouble() if call.mutates else None
+
+    def _next_trouble(self) -> Trouble | None:
+        if not self.plan:
             return None
         spared, trouble = self.plan[0]
         if spared:
@@ -300,6 +323,7 @@ class World:
                 self.clock,
                 self.policy,
                 workers=InlineWorkers(),
+                pods=self.pods,
                 on_seen=partial(self.monitor.delivered, sights),
             )
             made.workers.on_action = partial(self.monitor.decided, made, sights)
@@ -338,6 +362,7 @@ class World:
             step = min(15.0, seconds)
             seconds -= step
             self.clock.advance(step)
+            self.start_plugins()
             for agent in self.agents.values():
                 if speaking and not agent.silent and self.clock.monotonic() - agent.renewed >= RENEWAL:
                     self.speak(agent.name)
@@ -348,6 +373,7 @@ class World:
         self.plan.clear()
         self.api.late.clear()
         self.lagging.clear()
+        self.pods.heal()
         self.policy = policy(Mode.AUTO, pools=("a", "b"), dwell="120s", **RATE)
         for name, status in self.garbled.items():
             if name in self.api.objects[REMEDIATIONS]:

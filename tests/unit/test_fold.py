@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from exporter.events import CaughtUp, Met, SourceSaid, Written
-from exporter.fold import SETTLING_SECONDS, Fold
+from exporter.fold import KUBELET_SOURCES, SETTLING_SECONDS, Fold
 from exporter.orders import orders
-from exporter.plugin_state import PLUGIN, POD_RESOURCES
 from exporter.reporting import report_status
 from exporter.state import KERNEL_LOG, NVML
 from health import xids
@@ -31,7 +30,7 @@ class Folding:
             now=later(at),
             monotonic=1000 + at,
         )
-        for source in (PLUGIN, POD_RESOURCES):
+        for source in KUBELET_SOURCES:
             said = SourceSaid(source, SourceState.UNSUPPORTED, "no kubelet")
             self.fold.take(said, now=later(at), monotonic=1000 + at)
 

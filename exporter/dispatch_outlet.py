@@ -1,0 +1,152 @@
+"""The outlet for dispatches: histograms as stages end, and one trace for each pod once it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from prometheus_client import Counter, Histogram
+
+from exporter.dispatch import Dispatches, Progress, Told
+from exporter.events import AllocationFailed
+from exporter.holdings import Holdings
+from exporter.pods import PodSeen, PodsListed, failure_reason
+from runtime.spans import AttributeValue, SpanRecord, dispatch_trace, span_id_of
+from runtime.tracing import Tracer
+
+BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800),
+)
+"""Seconds: an allocation takes milliseconds, a start behind a large image half an hour."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class DispatchOutlet:
+    """Used by the folding thread; its metrics may be read by any."""
+
+    def __init__(self, tracer: Tracer, *, node: str) -> None:
+        self._tracer = tracer
+        self._node = node
+        self._dispatches = Dispatches()
+        self._held: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._seen: set[tuple[str, str]] = set()
+        self.stages = Histogram(
+            "accelerator_dispatch_stage_duration_seconds",
+            "From one moment of an accelerator pod's dispatch to the next: scheduled (from its creation, which is "
+            "known to the second), admitted (the kubelet has given it devices), running, ready; total is all of them.",
+            ["stage", "resource"],
+            buckets=BUCKETS,
+            registry=None,
+        )
+        self.allocation = Histogram(
+            "accelerator_allocation_duration_seconds",
+            "From the moment a pod is bound to this node until the kubelet has given it its devices.",
+            ["resource"],
+            buckets=BUCKETS,
+            registry=None,
+        )
+        self.failures = Counter(
+            "accelerator_allocation_failures",
+            "Accelerator pods that failed before they were ready, by the kubelet's reason.",
+            ["resource", "reason"],
+            registry=None,
+        )
+
+    @property
+    def waits_for_devices(self) -> bool:
+        """Whether a pod on this node has no devices yet: the sooner the kubelet is asked, the better."""
+        return self._dispatches.waits_for_devices()
+
+    def take_pod(self, pod: PodSeen | PodsListed) -> AllocationFailed | None:
+        """A look at a pod; a failed allocation where this is one."""
+        if isinstance(pod, PodsListed):
+            self._dispatches = self._dispatches.with_list(pod)
+            return None
+        self._dispatches, told = self._dispatches.with_pod(pod)
+        if told is None:
+            return None
+        self._tell(told)
+        refused = told.over and pod.refused and told.progress.measured
+        return AllocationFailed(pod.resource, f"{pod.namespace}/{pod.name}", pod.at) if refused else None
+
+    def take_holdings(self, holdings: Holdings, at: datetime) -> None:
+        """Who holds what has changed."""
+        held: dict[tuple[str, str], list[str]] = {}
+        for one in holdings.held:
+            held.setdefault((one.namespace, one.pod), []).append(one.uuid)
+        self._held = {pod: tuple(sorted(uuids)) for pod, uuids in held.items()}
+        for namespace, name in self._held.keys() - self._seen:
+            self._dispatches, told = self._dispatches.with_devices(namespace, name, at)
+            if told is not None:
+                self._tell(told)
+        # A pod whose first look is still to come is asked about again with the next change.
+        self._seen = {pod for pod in self._held if not self._dispatches.waits(*pod)}
+
+    def _tell(self, told: Told) -> None:
+        pod = told.progress.pod
+        for stage in told.stages:
+            self.stages.labels(stage.name, pod.resource).observe(stage.seconds)
+            if stage.name == "admitted":
+                self.allocation.labels(pod.resource).observe(stage.seconds)
+        if not told.over:
+            return
+        if told.progress.measured and told.failure and told.failure != "Deleted":
+            self.failures.labels(pod.resource, failure_reason(pod)).inc()
+        elif told.progress.measured and not told.failure:
+            total = sum(stage.seconds for stage in told.progress.stages)
+            self.stages.labels("total", pod.resource).observe(total)
+        if self._tracer.enabled:
+            for span in spans_of(
+                told, node=self._node, devices=self._held.get((pod.namespace, pod.name), ())
+            ):
+                self._tracer.emit(span)
+
+
+def spans_of(told: Told, *, node: str, devices: tuple[str, ...]) -> Iterable[SpanRecord]:
+    """A dispatch as a trace: the root from creation to the end, and a span for each stage."""
+    progress = told.progress
+    root = dispatch_trace(progress.pod.uid)
+    about = _about(progress, node, devices)
+    stages = progress.stages
+    for stage in stages:
+        yield SpanRecord(
+            name=f"pod.{stage.name}",
+            trace_id=root.trace_id,
+            span_id=span_id_of("dispatch", progress.pod.uid, 1, stage.name),
+            parent_id=root.span_id,
+            start_ns=_ns(stage.began),
+            end_ns=_ns(stage.ended),
+            attributes={**about, "sickbay.dispatch.stage": stage.name},
+        )
+    ended = progress.pod.at if told.failure or not stages else stages[-1].ended
+    yield SpanRecord(
+        name="pod.dispatch",
+        trace_id=root.trace_id,
+        span_id=root.span_id,
+        parent_id=None,
+        start_ns=_ns(progress.pod.created),
+        end_ns=_ns(ended),
+        attributes=about,
+        status="error" if told.failure else "ok",
+        status_message=told.failure,
+    )
+
+
+def _about(progress: Progress, node: str, devices: tuple[str, ...]) -> dict[str, AttributeValue]:
+    pod = progress.pod
+    return {
+        "k8s.namespace.name": pod.namespace,
+        "k8s.pod.name": pod.name,
+        "k8s.pod.uid": pod.uid,
+        "k8s.node.name": node,
+        "hw.type": "gpu",
+        "hw.id": devices,
+        "sickbay.resource": pod.resource,
+        "sickbay.dispatch.attempt": 1,
+        "sickbay.dispatch.times": "watched" if progress.measured else "api",
+    }
+
+
+def _ns(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1) * 1000

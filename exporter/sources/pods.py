@@ -1,0 +1,160 @@
+"""The pods source: this node's accelerator pods, from the kubelet's own Pods API, or polled from its `/pods` page.
+
+Neither asks the API server anything. The Pods API (on by default since Kubernetes 1.37) tells a change within
+milliseconds; the page is asked once a second, and only over a connection that the kubelet's certificate proves,
+since the agent's token goes with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from exporter.pods import PodSeen, PodsListed, from_page, seen
+from health.vocabulary import SourceState
+from runtime.api_errors import ApiError
+from runtime.clock import Clock, SystemClock
+from runtime.kubelet_pods import EventType
+from runtime.kubelet_rpc import PODS_SOCKET, PodsClient, PodWatch
+from runtime.kubernetes import Session
+from runtime.unix_rpc import RpcError, UnsupportedError, identity
+
+PAUSE_SECONDS = (0.5, 10.0)
+"""Between two attempts to watch: the first, and the most."""
+
+POLL_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class PodsSource:
+    """Watches, or polls, on a thread of its own; callbacks run there and get immutable values.
+
+    `on_state`: Unsupported where there is neither the socket nor a page that may be read, Failed where there was one.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_pod: Callable[[PodSeen | PodsListed], None],
+        on_state: Callable[[SourceState, str], None],
+        socket: Path = PODS_SOCKET,
+        page: Callable[[], Session | None] = lambda: None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._on_pod = on_pod
+        self._on_state = on_state
+        self._socket = socket
+        self._page = page
+        self._clock = clock or SystemClock()
+        self._closing = threading.Event()
+        self._said: tuple[SourceState, str] | None = None
+        self._worked = False
+        self._client: PodsClient | None = None
+        self._watch: PodWatch | None = None
+        self._thread = threading.Thread(target=self._run, name="pods", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Returns at once."""
+        self._thread.start()
+
+    def close(self, timeout: float = 1.0) -> bool:
+        """End the thread. False if a callback holds it longer than `timeout` seconds."""
+        self._closing.set()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._client is not None:
+            self._client.close()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause = PAUSE_SECONDS[0]
+        while not self._closing.is_set():
+            try:
+                worked = self._look()
+            except Exception:
+                log.exception("the pods source failed in a way nobody foresaw")
+                worked = False
+            pause = PAUSE_SECONDS[0] if worked else min(2 * pause, PAUSE_SECONDS[1])
+            self._closing.wait(pause)
+
+    def _look(self) -> bool:
+        """Watch until the watch ends, or poll once; whether it told anything."""
+        if identity(self._socket) is not None:
+            return self._watched()
+        page = self._page()
+        if page is not None:
+            return self._polled(page)
+        gone = SourceState.FAILED if self._worked else SourceState.UNSUPPORTED
+        self._say(gone, f"no socket {self._socket}, and the kubelet's page is not to be read")
+        return False
+
+    def _watched(self) -> bool:
+        client = self._client = PodsClient(self._socket)
+        told = False
+        try:
+            self._watch = client.watch()
+            initial: set[str] | None = set()
+            for event in self._watch:
+                now = self._clock.wall()
+                if event.type is EventType.INITIAL_SYNC_COMPLETE:
+                    self._on_pod(PodsListed(frozenset(initial or ()), now))
+                    initial, told = None, True
+                    self._worked = True
+                    self._say(SourceState.LIVE, "")
+                elif event.pod is not None and event.pod.metadata.uid:
+                    pod = seen(
+                        event.pod,
+                        at=now,
+                        deleted=event.type is EventType.DELETED,
+                        listed=initial is not None,
+                    )
+                    if pod is not None:
+                        if initial is not None:
+                            initial.add(pod.uid)
+                        self._on_pod(pod)
+            if not self._closing.is_set():
+                self._say(SourceState.STALE, "the kubelet ended the watch")
+        except UnsupportedError as error:
+            self._say(SourceState.UNSUPPORTED, str(error))
+        except RpcError as error:
+            if not self._closing.is_set():
+                self._say(SourceState.FAILED if not told else SourceState.STALE, str(error))
+        finally:
+            client.close()
+        return told
+
+    def _polled(self, page: Session) -> bool:
+        """Poll until it fails or the socket appears."""
+        first = True
+        while not self._closing.is_set() and identity(self._socket) is None:
+            try:
+                body = page.get("/pods", timeout=(2.0, 5.0)).body
+                items = msgspec.json.decode(body, type=dict[str, Any]).get("items") or []
+                now = self._clock.wall()
+                pods = [found for item in items if (found := from_page(item, at=now, listed=first))]
+            except ApiError as error:
+                self._say(SourceState.FAILED, f"the kubelet's /pods: {error}")
+                return not first
+            except (msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError) as error:
+                self._say(SourceState.FAILED, f"the kubelet's /pods is not a list of pods: {error!r}")
+                return not first
+            for pod in pods:
+                self._on_pod(pod)
+            self._on_pod(PodsListed(frozenset(pod.uid for pod in pods), now))
+            self._worked, first = True, False
+            self._say(SourceState.LIVE, "polls the kubelet's page")
+            self._closing.wait(POLL_SECONDS)
+        return True
+
+    def _say(self, state: SourceState, message: str) -> None:
+        if (state, message) != self._said:
+            self._said = (state, message)
+            self._on_state(state, message)
