@@ -39,6 +39,7 @@ lab-binaries: $(READY)  ## build the lab's Kubernetes from its public Go modules
 
 bench: $(READY)  ## measure, and say how it compares with the target
 	$(BIN)/python -m benchmarks.fence
+	$(BIN)/python -m benchmarks.dispatch
 
 deep: $(READY)  ## the tests that take long
 	$(BIN)/pytest tests -m deep --hypothesis-profile=deep

@@ -85,13 +85,6 @@ class Dispatches:
         """Whether a pod is not admitted yet: the kubelet's pod resources tell it first."""
         return any("admitted" not in progress.moments for progress in self.under_way.values())
 
-    def waits(self, namespace: str, name: str) -> bool:
-        """Whether this pod is on its way and has no devices yet."""
-        return any(
-            (one.pod.namespace, one.pod.name) == (namespace, name) and "admitted" not in one.moments
-            for one in self.under_way.values()
-        )
-
     def with_pod(self, pod: PodSeen) -> tuple[Dispatches, Told | None]:
         """A look at a pod. What comes twice, late or out of order changes nothing that is known."""
         if pod.deleted:

@@ -30,7 +30,6 @@ class DispatchOutlet:
         self._node = node
         self._dispatches = Dispatches()
         self._held: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._seen: set[tuple[str, str]] = set()
         self.stages = Histogram(
             "accelerator_dispatch_stage_duration_seconds",
             "From one moment of an accelerator pod's dispatch to the next: scheduled (from its creation, which is "
@@ -75,13 +74,12 @@ class DispatchOutlet:
         held: dict[tuple[str, str], list[str]] = {}
         for one in holdings.held:
             held.setdefault((one.namespace, one.pod), []).append(one.uuid)
-        self._held = {pod: tuple(sorted(uuids)) for pod, uuids in held.items()}
-        for namespace, name in self._held.keys() - self._seen:
+        before, self._held = self._held, {pod: tuple(sorted(uuids)) for pod, uuids in held.items()}
+        # What was held before a pod was first seen may be of an earlier pod of its name (StatefulSets).
+        for namespace, name in self._held.keys() - before.keys():
             self._dispatches, told = self._dispatches.with_devices(namespace, name, at)
             if told is not None:
                 self._tell(told)
-        # A pod whose first look is still to come is asked about again with the next change.
-        self._seen = {pod for pod in self._held if not self._dispatches.waits(*pod)}
 
     def _tell(self, told: Told) -> None:
         pod = told.progress.pod

@@ -91,6 +91,8 @@ class Rig:
             ("--worker-command", worker),
             ("--pod-resources-socket", node.kubelet_dir / "pod-resources" / "kubelet.sock"),
             ("--device-plugin-folder", node.kubelet_dir / "device-plugins"),
+            ("--pods-socket", node.kubelet_dir / "pods-api" / "pods-api.sock"),
+            ("--kubelet-address", f"127.0.0.1:{node.port}"),
             *((BRISK_RENEWAL,) if self._brisk else ()),
         )
         words = [str(word) for pair in arguments for word in pair]
