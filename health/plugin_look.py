@@ -93,14 +93,16 @@ _BEST_FIRST = ("Serving", "SocketLost", "Hung", "Dead", "Unknown")
 class View:
     """A look together with what was seen before.
 
-    `known` are the resources that have, or had, a plugin; `lost` says since when (monotonic seconds) a plugin has
-    served without its socket file, `raised` what is a fault already, `offered` which devices of ours the kubelet
-    has as healthy. `divided` means that a device which is not offered may be offered in parts.
+    `known` are the resources that have, or had, a plugin, `current` those of them that were not given up; `lost`
+    says since when (monotonic seconds) a plugin has served without its socket file, `raised` what is a fault
+    already, `offered` which devices of ours the kubelet has as healthy. `divided` means that a device which is not
+    offered may be offered in parts.
     """
 
     look: Look
     plugins: Mapping[str, _Plugin]
     known: frozenset[str]
+    current: frozenset[str]
     lost: Mapping[str, float]
     raised: frozenset[Subject]
     offered: frozenset[str]
@@ -134,22 +136,23 @@ class View:
             }
         uuids = {uuid_of(one) for ids in healthy.values() for one in ids}
         owners = sorted(name for name, ids in healthy.items() if _owns(ids, look.ours))
-        names = known | healthy.keys()
+        current = frozenset(name for name in known if healthy.get(name) or not _given_up(name, plugins))
         return cls(
             look=look,
             plugins=plugins,
             known=known,
+            current=current,
             lost=lost,
             raised=raised,
             offered=frozenset(uuids & look.ours),
-            divided=bool(uuids - look.ours) or any("/mig-" in name for name in names),
+            divided=bool(uuids - look.ours) or any("/mig-" in name for name in current),
             resource_of_devices=owners[0] if owners else DEFAULT_RESOURCE,
         )
 
     @property
     def serving(self) -> bool:
         """Whether the plugins of our devices, as far as there are any, all serve."""
-        states = [self.plugins[name].state for name in self.known]
+        states = [self.plugins[name].state for name in self.current]
         return bool(states) and all(state == "Serving" for state in states)
 
 
@@ -214,7 +217,7 @@ def _of_plugin(subject: Subject, plugin: _Plugin, view: View) -> bool | None:
 
 
 def _dead(subject: Subject, plugin: _Plugin, offered: bool | None, view: View) -> bool | None:
-    if not plugin.gone or (not plugin.present and _given_up(subject.resource, view)):
+    if not plugin.gone or _given_up(subject.resource, view.plugins):
         return False
     if offered is not None:
         # The resource is known, so there was a plugin, even if it was gone when the probe began.
@@ -223,13 +226,16 @@ def _dead(subject: Subject, plugin: _Plugin, offered: bool | None, view: View) -
     return True if plugin.state == "Dead" and not wedged else None
 
 
-def _given_up(resource: str, view: View) -> bool:
-    """Whether the vendor's plugin serves other resources: one whose socket is gone is then not served any more on
-    purpose, as after a change of the MIG profiles."""
+def _given_up(resource: str, plugins: Mapping[str, _Plugin]) -> bool:
+    """Whether nobody serves it, its socket file is gone, and the vendor's plugin serves other resources: then that
+    is on purpose, as after a change of the MIG profiles."""
     vendor = resource.partition("/")[0]
-    return any(
-        name != resource and name.partition("/")[0] == vendor and plugin.state == "Serving"
-        for name, plugin in view.plugins.items()
+    return (
+        plugins[resource].gone
+        and not plugins[resource].present
+        and any(
+            name.partition("/")[0] == vendor and plugin.state == "Serving" for name, plugin in plugins.items()
+        )
     )
 
 

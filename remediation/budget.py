@@ -147,6 +147,8 @@ def _facts(fleet: Fleet, node: Node) -> frozenset[_Fact]:
 
 
 def _set_aside(fleet: Fleet, node: Node, sessions: list[AcceleratorRemediation]) -> bool:
+    if node.name in fleet.disrupting or _disrupting(sessions):
+        return False  # an opt-out ends a step that is under way, but has not yet
     held = any(session.current.phase is Phase.HELD for session in sessions)
     return held or fleet.switch(node.name) is NodeAction.OPT_OUT
 

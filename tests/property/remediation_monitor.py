@@ -11,11 +11,19 @@ import msgspec
 from health.report import AcceleratorReport
 from health.vocabulary import Mode, Phase, SourceState
 from remediation import budget
-from remediation.cluster import CONTROLS, NODES, REMEDIATIONS
+from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS
 from remediation.engine import Resource, Seen
 from remediation.executor import VIEW_LIMIT, Basis
 from remediation.fleet import FRESH_FOR, HOLD_KEY, OPT_OUT_KEY, SESSION_KEY, Fleet
-from remediation.objects import JOURNAL_LIMIT, AcceleratorRemediation, Decision, JournalEvent
+from remediation.gangs import gang_of
+from remediation.objects import (
+    JOURNAL_LIMIT,
+    AcceleratorRemediation,
+    Decision,
+    JournalEvent,
+    NodeAction,
+)
+from remediation.pod import Pod
 from remediation.policy import Policy, StepName, acts
 from remediation.situation import Action, Open, Run
 from tests.unit.fake_cluster import Call, Document
@@ -24,6 +32,7 @@ from tests.unit.fake_controller import FakeController
 if TYPE_CHECKING:
     from tests.property.remediation_world import World
 
+DRAINING_OR_REPAIRING = (Phase.DRAINING, Phase.REPAIRING)
 POOLS = {"n1": "a", "n2": "a", "n3": "a", "n4": "b", "n5": "b"}
 PER_MINUTE, BURST = 5, 3
 
@@ -68,6 +77,8 @@ class RemediationMonitor:
         self.broken: list[AssertionError] = []
         self.landing = False
         """A request of that kind is carried out now, when nobody waits for it any more."""
+        self.gangs: dict[str, set[str]] = {}
+        """The sessions that have evicted pods of a gang."""
 
     # What people do.
 
@@ -150,9 +161,41 @@ class RemediationMonitor:
         session = action.name if isinstance(action, Open) else action.session.metadata.name
         if action.step is StepName.CORDON and node.owner_session != session:
             self._may_fence(controller, sights[name], name)
+        if isinstance(action, Run) and action.order is not None:
+            self._may_disrupt(controller, sights[name], action)
         releases = isinstance(action, Run) and action.then is Phase.RELEASED
         if releases and node.owner_session == session and not action.session.current.phase.closed:
-            self._may_release(sights[name], engine.policy.healthy_dwell)
+            plugin = all("Plugin" in incident.kind for incident in action.status.incidents)
+            quick = plugin and action.status.incidents
+            policy = engine.policy
+            self._may_release(
+                sights[name], policy.device_plugin.healthy_dwell if quick else policy.healthy_dwell
+            )
+
+    def _may_disrupt(self, controller: FakeController, sight: Sight, run: Run) -> None:
+        """A step that touches pods: nobody is against it, there is evidence, and room in the budget."""
+        engine, now = controller.engine, self._world.clock.monotonic()
+        fleet, spec, status = engine.fleet, run.session.spec, run.status
+        node = fleet.nodes[spec.node_name]
+        assert engine.view_age() <= VIEW_LIMIT
+        assert node.spec.unschedulable, "a node that takes jobs is not drained"
+        assert fleet.control.spec.pause is None and fleet.switch(node.name) is None
+        assert not node.taken_by, "somebody else is working on the node"
+        pool = engine.policy.pool_of(node.metadata.labels)
+        rules = [engine.policy.rule_for(incident, pool) for incident in status.incidents]
+        assert any(rule is not None and rule.mode is not Mode.OBSERVE for rule in rules), "only observed now"
+        if run.step is StepName.REMOVE_FAILED_PODS:
+            return
+        lasting = [incident for incident in status.incidents if incident.cleared_time is None]
+        boot = node.status.node_info.boot_id
+        if not any(item.clears_on == "NewBoot" and item.boot_id == boot for item in lasting):
+            assert lasting, "nothing is left of the faults"
+            assert sight.advanced is not None and now - sight.advanced <= FRESH_FOR, "stale evidence"
+            assert sight.uid == spec.node_uid, "evidence of another node"
+        if run.session.current.phase not in DRAINING_OR_REPAIRING:
+            for where in (pool, budget.CLUSTER):
+                used, limit = recount_disrupted(fleet, engine.policy, where)
+                assert used <= limit, f"the disrupted budget of {where or 'the cluster'}: {used} of {limit}"
 
     def _may_fence(self, controller: FakeController, sight: Sight, name: str) -> None:
         engine, now = controller.engine, self._world.clock.monotonic()
@@ -248,6 +291,82 @@ class RemediationMonitor:
         assert approval != Decision.DENIED, "a person said no"
         assert stored["mode"] == Mode.AUTO or approval == Decision.APPROVED, "nobody approved"
 
+    def pod_touched(self, verb: str, pod: Pod) -> None:
+        """A pod is about to be told, evicted or deleted."""
+        try:
+            self._pod_touched(verb, pod)
+        except AssertionError as error:
+            self.broken.append(error)
+
+    def _pod_touched(self, verb: str, pod: Pod) -> None:
+        if self.landing:
+            return
+        name = pod.spec.node_name
+        node = self._world.api.get(NODES, name)
+        session = self._open_session(node)
+        status = session.current
+        assert session.spec.mode is not Mode.OBSERVE
+        assert node["spec"].get("unschedulable") and status.fenced_time is not None, "the node is not fenced"
+        assert not node["metadata"]["annotations"].keys() & {HOLD_KEY, OPT_OUT_KEY}, "a person held the node"
+        assert not node["spec"].get("taints"), "somebody else was working on the node"
+        self._let_by_people(name, session.metadata.name)
+        if verb != "delete":
+            assert status.phase is Phase.DRAINING, f"{verb} in phase {status.phase}"
+            assert pod.asks_for(("nvidia.com/gpu",)) and not pod.of_daemon_set
+        elif pod.of_daemon_set:
+            assert status.phase is Phase.REPAIRING and status.restart is not None
+            assert status.restart.pod_uid == pod.uid, "the plugin's pod is written down before it is deleted"
+        else:
+            assert pod.failed_admission and status.phase is Phase.VERIFYING, "this pod is not ours to delete"
+        step = (
+            {StepName.DRAIN} if verb != "delete" else {StepName.RESTART_PLUGIN, StepName.REMOVE_FAILED_PODS}
+        )
+        intents = [entry for entry in status.journal if entry.event is JournalEvent.INTENT]
+        assert any(entry.step in step for entry in intents), "a deed without an intent in the journal"
+        if not pod.failed_admission:
+            self._evident(node, session)
+        gang = gang_of(pod)
+        if verb == "evict" and gang and not pod.finished:
+            self._one_node_of(gang, session.metadata.name)
+
+    def _open_session(self, node: Document) -> AcceleratorRemediation:
+        stored = self._world.api.objects[REMEDIATIONS].values()
+        uid = node["metadata"]["uid"]
+        found = [item for item in map(session_of, stored) if item is not None and item.spec.node_uid == uid]
+        fenced = [
+            item
+            for item in found
+            if not item.current.phase.closed
+            and item.current.phase in (*DRAINING_OR_REPAIRING, Phase.VERIFYING)
+        ]
+        assert len(fenced) == 1, f"a pod is touched, and {len(fenced)} sessions work on its node"
+        return fenced[0]
+
+    def _evident(self, node: Document, session: AcceleratorRemediation) -> None:
+        """What a live read of the report, or the boot of a fault that only a new one clears, still says."""
+        lasting = [item for item in session.current.incidents if item.cleared_time is None]
+        boot = node["status"]["nodeInfo"]["bootID"]
+        if any(item.clears_on == "NewBoot" and item.boot_id == boot for item in lasting):
+            return
+        report = self._world.api.objects[REPORTS].get(node["metadata"]["name"])
+        assert report is not None, "a pod is touched without a report"
+        found = report["status"]
+        assert (found["nodeUID"], found["bootID"]) == (node["metadata"]["uid"], boot), "another one's report"
+        told = {(item["kind"], item.get("deviceUUID", "")) for item in found.get("faults", ())}
+        assert any(item.identity in told for item in lasting), "the faults are gone"
+
+    def _one_node_of(self, gang: str, session: str) -> None:
+        sessions = self.gangs.setdefault(gang, set())
+        sessions.add(session)
+        stored = self._world.api.objects[REMEDIATIONS]
+        busy = [
+            other
+            for other in sessions - {session}
+            if (found := session_of(stored[other]) if other in stored else None) is not None
+            and found.current.phase in DRAINING_OR_REPAIRING
+        ]
+        assert not busy, f"{gang} is disrupted by {busy} and {session}"
+
     def _started(self, call: Call) -> None:
         assert call.after is not None
         session = session_of(call.after)
@@ -269,10 +388,31 @@ class RemediationMonitor:
         assert not (before.current.phase.closed and not after.current.phase.closed), (
             "a closed session is closed"
         )
+        begins = before.current.phase not in DRAINING_OR_REPAIRING
+        if begins and after.current.phase in DRAINING_OR_REPAIRING:
+            self._disrupts(after)
         first = {incident.identity: incident.first_seen for incident in before.current.incidents}
         for incident in after.current.incidents:
             since = first.get(incident.identity, incident.first_seen)
             assert incident.first_seen == since, "a fault's clock was reset"
+
+    def _disrupts(self, session: AcceleratorRemediation) -> None:
+        """Among all sessions that are stored, whatever the controller knows of them."""
+        world = self._world
+        nodes = world.api.objects[NODES]
+        busy = [
+            item
+            for item in map(session_of, world.api.objects[REMEDIATIONS].values())
+            if item is not None
+            and item.current.phase in DRAINING_OR_REPAIRING
+            and nodes.get(item.spec.node_name, {"metadata": {"uid": ""}})["metadata"]["uid"]
+            == item.spec.node_uid
+        ]
+        pool = POOLS[session.spec.node_name]
+        for where in (pool, budget.CLUSTER):
+            count = sum(1 for item in busy if where in (budget.CLUSTER, POOLS[item.spec.node_name]))
+            most = world.most_disrupted
+            assert count <= most + self.excused, f"{count} nodes of {where or 'the cluster'} are disrupted"
 
     # What holds at any time.
 
@@ -320,6 +460,28 @@ def recount(fleet: Fleet, policy: Policy, pool: str, *, virtual: bool) -> tuple[
             used += 1
     limit = policy.budgets.max_fenced.of(len(members), floor=policy.budgets.floor)
     return used, limit
+
+
+def recount_disrupted(fleet: Fleet, policy: Policy, pool: str) -> tuple[int, int]:
+    """Used and limit of the disrupted budget, counted the slow way."""
+    used = members = 0
+    for node in fleet.nodes.values():
+        if pool not in (budget.CLUSTER, policy.pool_of(node.metadata.labels)):
+            continue
+        sessions = list(_open_of(fleet, node.name, node.metadata.uid))
+        if node.name not in fleet.reports and not sessions:
+            continue
+        busy = node.name in fleet.disrupting or any(
+            item.current.phase in (*DRAINING_OR_REPAIRING, Phase.VERIFYING)
+            for item in sessions
+            if item.spec.mode is not Mode.OBSERVE
+        )
+        aside = any(item.current.phase is Phase.HELD for item in sessions)
+        if not busy and (aside or fleet.switch(node.name) is NodeAction.OPT_OUT):
+            continue
+        members += 1
+        used += busy or not node.ready
+    return used, policy.budgets.max_disrupted.of(members, floor=policy.budgets.floor)
 
 
 def _open_of(fleet: Fleet, name: str, uid: str) -> Iterator[AcceleratorRemediation]:

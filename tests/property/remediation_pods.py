@@ -62,9 +62,7 @@ class ClusterPods(FakePods):
             grace=1,
             spec={"nodeName": node_name},
         )
-        ready = replace(
-            pod.status, start_time=self.clock.wall(), conditions=(PodCondition("Ready", "True"),)
-        )
+        ready = replace(pod.status, start_time=self.clock.wall(), conditions=(PodCondition("Ready", "True"),))
         self.put(replace(pod, metadata=replace(pod.metadata, labels=PLUGIN), status=ready))
         self.daemon_sets["kube-system/owner"] = DaemonSetView(on_delete=False, current_revision="r1")
         return True
@@ -135,4 +133,3 @@ class ClusterPods(FakePods):
             raise Crash
         if trouble in (Trouble.LOST, Trouble.LATE):
             raise ConnectionFailed("no answer", sent=True)
-

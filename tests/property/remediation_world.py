@@ -76,6 +76,8 @@ class World:
         self.former: list[FakeController] = []
         self.lagging: set[str] = set()
         self.births = 0
+        self.most_disrupted = 5
+        """The most that any policy of late has let be drained or repaired, in a pool and in the cluster."""
         for name in POOLS:
             self.add_node(name)
         self.api.create(CONTROLS, {"kind": "AcceleratorControl", "metadata": {"name": "default"}, "spec": {}})

@@ -10,11 +10,15 @@ from health.vocabulary import Advice, Mode, Phase, Severity
 from remediation.budget import StartBucket
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS
 from remediation.decide import decide
+from remediation.drain_policy import DrainPolicy, PreDrain
 from remediation.engine import NewPolicy
 from remediation.fleet import HOLD_KEY, OPT_OUT_KEY, SESSION_KEY
 from remediation.objects import OPENING_ANNOTATION
-from remediation.policy import Match, Policy, Rule, StepName
+from remediation.policy import Fence, Match, Policy, Rule, StepName
 from remediation.situation import Open
+from runtime.quantities import Duration
+from tests.property.remediation_monitor import POOLS
+from tests.property.remediation_pods import WORKLOADS
 from tests.property.remediation_world import RATE, World
 from tests.unit.builders import FULL, control, fault, fleet, later, node, policy, report, situation
 from tests.unit.fake_cluster import Trouble
@@ -28,29 +32,45 @@ FAULTS = (
     ("RemapPending", "ResetDevice", "DeviceReset", "Degraded"),
     ("RemapPending", "ResetDevice", "DeviceReset", "Fatal"),
     ("PluginDead", "RestartPlugin", "Dwell", "Degraded"),
+    ("PluginHung", "RestartPlugin", "Dwell", "Degraded"),
     ("ApplicationFault", "RestartWorkload", "Dwell", "Info"),
     ("UnknownXid", "SomethingNew", "SomethingElse", "Fatal"),
 )
 
+ONE_BY_ONE = DrainPolicy(concurrency=1)
+"""Evictions in threads of their own would not come in the same order each time."""
+
 _BY_SEVERITY = (
-    Rule(name="fatal", match=Match(severities=(Severity.FATAL,)), mode=Mode.AUTO),
+    Rule(name="fatal", match=Match(severities=(Severity.FATAL,)), mode=Mode.AUTO, drain=ONE_BY_ONE),
     Rule(name="rest", mode=Mode.OBSERVE),
 )
 _BY_KIND = (
-    Rule(name="lost", match=Match(kinds=("DeviceLost",)), mode=Mode.AUTO),
-    Rule(name="hung", match=Match(kinds=("EngineHung",)), mode=Mode.APPROVE),
+    Rule(name="lost", match=Match(kinds=("DeviceLost",)), mode=Mode.AUTO, drain=ONE_BY_ONE),
+    Rule(name="hung", match=Match(kinds=("EngineHung",)), mode=Mode.APPROVE, drain=ONE_BY_ONE),
     Rule(name="pool", match=Match(pools=("a",)), mode=Mode.OBSERVE),
+)
+PLUGIN_DEAD = next(found for found in FAULTS if found[0] == "PluginDead")
+
+_SLOWLY = (
+    Rule(
+        name="lost",
+        match=Match(kinds=("DeviceLost",)),
+        mode=Mode.AUTO,
+        drain=DrainPolicy(pre_drain=PreDrain(wait=Duration.parse("20s")), force=True, concurrency=1),
+    ),
+    Rule(name="rest", mode=Mode.AUTO, fence=Fence.DEVICE, drain=ONE_BY_ONE),
 )
 _COMMON = {"pools": ("a", "b"), "dwell": "120s", **RATE}
 POLICIES: tuple[Policy, ...] = (
-    policy(Mode.AUTO, max_fenced="50%", **_COMMON),
-    policy(Mode.AUTO, max_fenced="100%", **_COMMON),
-    policy(Mode.AUTO, max_fenced=1, **_COMMON),
-    policy(Mode.AUTO, max_fenced=0, **_COMMON),
-    policy(Mode.APPROVE, max_fenced="100%", **_COMMON),
+    policy(Mode.AUTO, Rule(name="all", mode=Mode.AUTO, drain=ONE_BY_ONE), max_fenced="50%", **_COMMON),
+    policy(Mode.AUTO, Rule(name="all", mode=Mode.AUTO, drain=ONE_BY_ONE), max_fenced="100%", **_COMMON),
+    policy(Mode.AUTO, Rule(name="all", mode=Mode.AUTO, drain=ONE_BY_ONE), max_fenced=1, **_COMMON),
+    policy(Mode.AUTO, Rule(name="all", mode=Mode.AUTO, drain=ONE_BY_ONE), max_fenced=0, **_COMMON),
+    policy(Mode.APPROVE, Rule(name="all", mode=Mode.APPROVE, drain=ONE_BY_ONE), max_fenced="100%", **_COMMON),
     policy(Mode.OBSERVE, max_fenced="50%", **_COMMON),
     policy(Mode.AUTO, *_BY_SEVERITY, max_fenced="100%", **_COMMON),
     policy(Mode.AUTO, *_BY_KIND, max_fenced="67%", **_COMMON),
+    policy(Mode.AUTO, *_SLOWLY, max_fenced="100%", max_disrupted="60%", **_COMMON),
 )
 
 CRASHES = (
@@ -70,9 +90,10 @@ collections = st.sampled_from((REPORTS, NODES, REMEDIATIONS, CONTROLS))
 class Remediation(RuleBasedStateMachine):
     """Rules are what anybody may do; after each, the leader sees what is not held back, and acts."""
 
-    @initialize(which=st.sampled_from(POLICIES), first=st.sampled_from(FAULTS[:3]))
+    @initialize(which=st.sampled_from(POLICIES), first=st.sampled_from((*FAULTS[:3], PLUGIN_DEAD)))
     def begin(self, which: Policy, first: tuple[str, str, str, str]) -> None:
-        self.world = World()
+        self.world = World(populated=True)
+        self.world.most_disrupted = 0
         self.change_policy(which)
         self.world.let_pass(45)
         self.raise_fault("n1", first, "GPU-0")
@@ -93,7 +114,7 @@ class Remediation(RuleBasedStateMachine):
             kind, advice, clears_on, severity = which
             self.world.raise_fault(name, kind, device, advice, clears_on, severity)
 
-    @rule(which=st.sampled_from(FAULTS[:3]))
+    @rule(which=st.sampled_from((*FAULTS[:3], PLUGIN_DEAD)))
     def storm(self, which: tuple[str, str, str, str]) -> None:
         for name in list(self.world.agents):
             self.raise_fault(name, which, "GPU-0")
@@ -252,6 +273,19 @@ class Remediation(RuleBasedStateMachine):
                     REMEDIATIONS, name, lambda found: found["metadata"]["annotations"].update(opening)
                 )
 
+    @rule(name=names, what=st.sampled_from(WORKLOADS))
+    def pods_come(self, name: str, what: str) -> None:
+        if name in self.world.agents:
+            self.world.pods.bind(name, what)
+
+    @rule(name=names, what=st.sampled_from(("budget", "no budget", "stubborn", "ends", "admitted")))
+    def pods_change(self, name: str, what: str) -> None:
+        self.world.pods.meet(name, what)
+
+    @rule(name=names, broken=st.booleans())
+    def plugin_breaks(self, name: str, broken: bool) -> None:
+        (self.world.pods.broken_plugins.add if broken else self.world.pods.broken_plugins.discard)(name)
+
     @rule(on=st.booleans())
     def person_pauses(self, on: bool) -> None:
         self.world.switch(pause={"user": "alice"} if on else None)
@@ -259,6 +293,8 @@ class Remediation(RuleBasedStateMachine):
     @rule(which=st.sampled_from(POLICIES))
     def change_policy(self, which: Policy) -> None:
         self.world.policy = which
+        limits = self.world.most_disrupted, which.budgets.max_disrupted.of(len(POOLS), floor=1)
+        self.world.most_disrupted = max(limits)
         self.world.controller.engine.inbox.put(NewPolicy(which))
 
     @rule(spared=st.integers(min_value=0, max_value=4), trouble=st.sampled_from(tuple(Trouble)))

@@ -240,6 +240,8 @@ def test_a_resource_that_the_vendor_does_not_serve_any_more_has_no_dead_plugin()
     gone = Seen("Dead", present=False, resource=MIG, socket="nvidia-mig-1g.10gb.sock")
     ward = Ward().see_for(8, SERVING, parts, healthy={GPU: REST, MIG: {"MIG-1"}})
     assert ward.see_for(60, SERVING, gone).kinds == []
+    assert ward.see_for(20, SERVING, gone, healthy=REST).kinds == ["DeviceNotOffered"]
+    assert ward.see_for(10, SERVING, gone).kinds == []
     assert ward.see_for(10, GONE, gone, healthy=()).kinds == ["PluginDead"]
 
 
