@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from prometheus_client import Counter, Histogram
 
-from exporter.dispatch import Dispatches, Progress, Told
+from exporter.dispatch import TOLD_AGAIN, Dispatches, Told
+from exporter.dispatch_trace import Dispatched, spans_of
 from exporter.events import AllocationFailed
 from exporter.holdings import Holdings
 from exporter.pods import PodSeen, PodsListed, failure_reason
-from runtime.spans import AttributeValue, SpanRecord, dispatch_trace, span_id_of
 from runtime.tracing import Tracer
 
 BUCKETS = (
@@ -19,7 +19,8 @@ BUCKETS = (
 )
 """Seconds: an allocation takes milliseconds, a start behind a large image half an hour."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+REMEMBERED = 256
+"""Dispatches that are told again after a restart."""
 
 
 class DispatchOutlet:
@@ -29,6 +30,8 @@ class DispatchOutlet:
         self._tracer = tracer
         self._node = node
         self._dispatches = Dispatches()
+        self.remembered: tuple[Dispatched, ...] = ()
+        """The last dispatches that are over, as they were told."""
         self._held: dict[tuple[str, str], tuple[str, ...]] = {}
         self.stages = Histogram(
             "accelerator_dispatch_stage_duration_seconds",
@@ -94,57 +97,19 @@ class DispatchOutlet:
         elif told.progress.measured and not told.failure:
             total = sum(stage.seconds for stage in told.progress.stages)
             self.stages.labels("total", pod.resource).observe(total)
+        over = Dispatched.of(told.progress, told.failure, self._held.get((pod.namespace, pod.name), ()))
+        self.remembered = (*self.remembered, over)[-REMEMBERED:]
+        self._emit(over)
+
+    def restore(self, remembered: Iterable[Dispatched], now: datetime) -> None:
+        """What an earlier process has told or was about to: it is told again, the same, and not measured again."""
+        recent = tuple(one for one in remembered if now - one.ended <= TOLD_AGAIN)
+        self._dispatches = Dispatches(over=frozenset(one.uid for one in recent))
+        self.remembered = recent[-REMEMBERED:]
+        for one in self.remembered:
+            self._emit(one)
+
+    def _emit(self, over: Dispatched) -> None:
         if self._tracer.enabled:
-            for span in spans_of(
-                told, node=self._node, devices=self._held.get((pod.namespace, pod.name), ())
-            ):
+            for span in spans_of(over, node=self._node):
                 self._tracer.emit(span)
-
-
-def spans_of(told: Told, *, node: str, devices: tuple[str, ...]) -> Iterable[SpanRecord]:
-    """A dispatch as a trace: the root from creation to the end, and a span for each stage."""
-    progress = told.progress
-    root = dispatch_trace(progress.pod.uid)
-    about = _about(progress, node, devices)
-    stages = progress.stages
-    for stage in stages:
-        yield SpanRecord(
-            name=f"pod.{stage.name}",
-            trace_id=root.trace_id,
-            span_id=span_id_of("dispatch", progress.pod.uid, 1, stage.name),
-            parent_id=root.span_id,
-            start_ns=_ns(stage.began),
-            end_ns=_ns(stage.ended),
-            attributes={**about, "sickbay.dispatch.stage": stage.name},
-        )
-    ended = progress.pod.at if told.failure or not stages else stages[-1].ended
-    yield SpanRecord(
-        name="pod.dispatch",
-        trace_id=root.trace_id,
-        span_id=root.span_id,
-        parent_id=None,
-        start_ns=_ns(progress.pod.created),
-        end_ns=_ns(ended),
-        attributes=about,
-        status="error" if told.failure else "ok",
-        status_message=told.failure,
-    )
-
-
-def _about(progress: Progress, node: str, devices: tuple[str, ...]) -> dict[str, AttributeValue]:
-    pod = progress.pod
-    return {
-        "k8s.namespace.name": pod.namespace,
-        "k8s.pod.name": pod.name,
-        "k8s.pod.uid": pod.uid,
-        "k8s.node.name": node,
-        "hw.type": "gpu",
-        "hw.id": devices,
-        "sickbay.resource": pod.resource,
-        "sickbay.dispatch.attempt": 1,
-        "sickbay.dispatch.times": "watched" if progress.measured else "api",
-    }
-
-
-def _ns(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1) * 1000

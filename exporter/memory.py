@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from exporter.dispatch_trace import Dispatched
 from exporter.reporting import action_of_wire
 from exporter.samples import DeviceIdentity
 from exporter.state import Counter, NodeState
@@ -74,6 +75,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     xids: tuple[Tally, ...] = ()
     sxids: tuple[Tally, ...] = ()
     orders: ReportSpec = ReportSpec()
+    dispatches: tuple[Dispatched, ...] = ()
 
 
 def remembered(state: NodeState, *, node_uid: str, sequence: int, met: bool) -> Memory:

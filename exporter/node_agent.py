@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec.structs
+
 from exporter.access import AccessWatch
 from exporter.cadence import Write, fatal
 from exporter.dispatch_outlet import DispatchOutlet
@@ -109,6 +111,7 @@ class NodeAgent:
         self.published = publish_histogram()
         self.tracer = tracer or TracingOff()
         self.dispatch = DispatchOutlet(self.tracer, node=node)
+        self.dispatch.restore(memory.dispatches if memory else (), self._clock.wall())
         self._kernel_log = KernelLog(
             settings.kernel_log,
             on_message=self._enqueue,
@@ -353,7 +356,9 @@ class NodeAgent:
     def _keep(self) -> None:
         if self._keeper is None:
             return
-        memory = self._fold.memory(self._node_uid)
+        memory = msgspec.structs.replace(
+            self._fold.memory(self._node_uid), dispatches=self.dispatch.remembered
+        )
         if memory != self._kept:
             self._kept = memory
             self._keeper.offer(memory)

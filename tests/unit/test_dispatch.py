@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 
 from exporter.dispatch import STAGES, Dispatches, Told
 from exporter.dispatch_outlet import DispatchOutlet
+from exporter.dispatch_trace import Dispatched
 from exporter.events import AllocationFailed
 from exporter.holdings import Holding, Holdings
 from exporter.pods import PodSeen, PodsListed
@@ -167,13 +169,21 @@ def test_a_pod_that_has_been_ready_for_long_is_not_told_again(
     assert tracer.spans == []
 
 
-def test_a_restarted_agent_tells_the_same_trace(outlet: DispatchOutlet, tracer: Collected) -> None:
+def test_a_restarted_agent_tells_the_same_spans_again_and_measures_nothing(
+    outlet: DispatchOutlet, tracer: Collected
+) -> None:
     for pod in whole():
         outlet.take_pod(pod)
-    before = {span.ref for span in tracer.spans}
+    kept = msgspec.json.decode(msgspec.json.encode(outlet.remembered), type=tuple[Dispatched, ...])
     again = Collected()
-    DispatchOutlet(again, node="n1").take_pod(whole(listed=True)[-1])
-    assert {span.ref for span in again.spans} == before and len(before) == 5
+    restarted = DispatchOutlet(again, node="n1")
+    restarted.restore(kept, at(60))
+    restarted.take_pod(whole(listed=True)[-1])
+    assert again.spans == tracer.spans and len(tracer.spans) == 5
+    assert count_of(restarted, "ready") == 0
+    late = DispatchOutlet(again, node="n1")
+    late.restore(kept, at(3600))
+    assert len(again.spans) == 5 and late.remembered == ()
 
 
 def test_a_trace_hangs_together_and_names_its_pod_and_devices(

@@ -1,0 +1,101 @@
+"""A dispatch that is over, as it is remembered and as a trace. Pure.
+
+Its ids come from the pod's UID and the attempt, its times from what is remembered: an agent that is started again tells
+the same spans again, so nothing is lost that a killed process had still in its queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from exporter.dispatch import Progress
+from runtime.spans import AttributeValue, SpanRecord, dispatch_trace, span_id_of
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ATTEMPT = 1
+"""A pod's containers may start many times; the pod itself is dispatched once."""
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A stage and when it ended."""
+
+    stage: str
+    at: datetime
+
+
+class Dispatched(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a dispatch's trace says. `times` is `watched`, or `api` where nobody saw the pod come."""
+
+    uid: str
+    namespace: str
+    name: str
+    resource: str
+    created: datetime
+    ended: datetime
+    stages: tuple[Ended, ...] = ()
+    devices: tuple[str, ...] = ()
+    failure: str = ""
+    times: str = "watched"
+
+    @classmethod
+    def of(cls, progress: Progress, failure: str, devices: tuple[str, ...]) -> Dispatched:
+        """What is worth keeping of a pod that is ready, or will never be."""
+        pod, stages = progress.pod, progress.stages
+        return cls(
+            uid=pod.uid,
+            namespace=pod.namespace,
+            name=pod.name,
+            resource=pod.resource,
+            created=pod.created,
+            ended=pod.at if failure or not stages else stages[-1].ended,
+            stages=tuple(Ended(stage.name, stage.ended) for stage in stages),
+            devices=devices,
+            failure=failure,
+            times="watched" if progress.measured else "api",
+        )
+
+
+def spans_of(over: Dispatched, *, node: str) -> Iterator[SpanRecord]:
+    """The root from creation to the end, and a span for each stage."""
+    root = dispatch_trace(over.uid, _ATTEMPT)
+    about: dict[str, AttributeValue] = {
+        "k8s.namespace.name": over.namespace,
+        "k8s.pod.name": over.name,
+        "k8s.pod.uid": over.uid,
+        "k8s.node.name": node,
+        "hw.type": "gpu",
+        "hw.id": over.devices,
+        "sickbay.resource": over.resource,
+        "sickbay.dispatch.attempt": _ATTEMPT,
+        "sickbay.dispatch.times": over.times,
+    }
+    began = over.created
+    for stage in over.stages:
+        yield SpanRecord(
+            name=f"pod.{stage.stage}",
+            trace_id=root.trace_id,
+            span_id=span_id_of("dispatch", over.uid, _ATTEMPT, stage.stage),
+            parent_id=root.span_id,
+            start_ns=_ns(began),
+            end_ns=_ns(stage.at),
+            attributes={**about, "sickbay.dispatch.stage": stage.stage},
+        )
+        began = stage.at
+    yield SpanRecord(
+        name="pod.dispatch",
+        trace_id=root.trace_id,
+        span_id=root.span_id,
+        parent_id=None,
+        start_ns=_ns(over.created),
+        end_ns=_ns(over.ended),
+        attributes=about,
+        status="error" if over.failure else "ok",
+        status_message=over.failure,
+    )
+
+
+def _ns(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1) * 1000
