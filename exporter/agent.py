@@ -217,7 +217,9 @@ def _agent(
         catalogue=_catalogue(configuration.xid_overrides),
         memory=load(state_file, boot_id=boot_id, node_uid=node_uid) if state_file else None,
         keeper=Keeper(state_file) if state_file else None,
-        tracer=start_tracing(service="sickbay-agent") if cluster else None,
+        tracer=start_tracing(service="sickbay-agent", resource={"service.instance.id": cluster.node})
+        if cluster
+        else None,
         node=cluster.node if cluster else _node_name(configuration),
         kubelet_page=cluster.kubelet_page if cluster else lambda: None,
     )

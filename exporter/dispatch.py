@@ -81,9 +81,10 @@ class Dispatches:
     under_way: Mapping[str, Progress] = field(default_factory=dict)
     over: frozenset[str] = frozenset()
 
-    def waits_for_devices(self) -> bool:
-        """Whether a pod is not admitted yet: the kubelet's pod resources tell it first."""
-        return any("admitted" not in progress.moments for progress in self.under_way.values())
+    @property
+    def names(self) -> set[tuple[str, str]]:
+        """(namespace, name) of the pods under way."""
+        return {(one.pod.namespace, one.pod.name) for one in self.under_way.values()}
 
     def with_pod(self, pod: PodSeen) -> tuple[Dispatches, Told | None]:
         """A look at a pod. What comes twice, late or out of order changes nothing that is known."""

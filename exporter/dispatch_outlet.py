@@ -57,8 +57,8 @@ class DispatchOutlet:
 
     @property
     def waits_for_devices(self) -> bool:
-        """Whether a pod on this node has no devices yet: the sooner the kubelet is asked, the better."""
-        return self._dispatches.waits_for_devices()
+        """Whether a pod on its way has no devices that we know of: the sooner the kubelet is asked, the better."""
+        return any(pod not in self._held for pod in self._dispatches.names)
 
     def take_pod(self, pod: PodSeen | PodsListed) -> AllocationFailed | None:
         """A look at a pod; a failed allocation where this is one."""

@@ -195,7 +195,8 @@ class NodeAgent:
                 log.exception("an event could not be taken in", extra={"event": type(event).__name__})
         self._fold.settle(now=now, monotonic=monotonic)
         self._offer()
-        self._generation += self._fold.state is not before or self._dispatched(events)
+        dispatched = self._dispatched(events)
+        self._generation += dispatched or self._fold.state is not before
         for event in events:
             self._follow_up(event)
         self._obey()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +55,20 @@ class Agent:
 class Rig:
     """Starts and stops Sickbay's processes on a lab whose manifests are applied."""
 
-    def __init__(self, lab: Lab, *, policy: str = AUTO_POLICY, brisk: bool = True) -> None:
-        """`brisk`: renew reports and the Lease every second or so, that tests need not wait; else the defaults."""
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        policy: str = AUTO_POLICY,
+        brisk: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`brisk`: renew reports and the Lease every second or so, that tests need not wait; else the defaults.
+
+        `environment` is what all processes get besides this one's.
+        """
         self._brisk = brisk
+        self._environment = {**os.environ, **(environment or {})}
         self.lab = lab
         self.folder = lab.folder / "sickbay"
         self.folder.mkdir(exist_ok=True)
@@ -123,7 +136,8 @@ class Rig:
         return ports[of]
 
     def _start(self, name: str, words: list[str]) -> Child:
-        return self.lab.processes.start(name, [sys.executable, "-m", "sickbay", *words], cwd=PROJECT)
+        command = [sys.executable, "-m", "sickbay", *words]
+        return self.lab.processes.start(name, command, cwd=PROJECT, env=self._environment)
 
     def stop(self) -> None:
         """End all of Sickbay's processes."""

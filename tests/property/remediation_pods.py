@@ -113,7 +113,10 @@ class ClusterPods(FakePods):
         self._send("tell", notice.uid, lambda: FakePods.tell(self, notice))
 
     def delete_pod(self, namespace: str, name: str, uid: str) -> None:
+        plugin = self.pods.get(uid)
         self._send("delete", uid, lambda: FakePods.delete_pod(self, namespace, name, uid))
+        if plugin is not None and plugin.of_daemon_set:
+            self.bind(plugin.spec.node_name, "refused")  # as every pod that arrives while no plugin serves
 
     def _send(self, verb: str, uid: str, act: Callable[[], None]) -> None:
         trouble = self.trouble()

@@ -90,10 +90,16 @@ collections = st.sampled_from((REPORTS, NODES, REMEDIATIONS, CONTROLS))
 class Remediation(RuleBasedStateMachine):
     """Rules are what anybody may do; after each, the leader sees what is not held back, and acts."""
 
-    @initialize(which=st.sampled_from(POLICIES), first=st.sampled_from((*FAULTS[:3], PLUGIN_DEAD)))
-    def begin(self, which: Policy, first: tuple[str, str, str, str]) -> None:
+    @initialize(
+        which=st.sampled_from(POLICIES),
+        first=st.sampled_from((*FAULTS[:3], PLUGIN_DEAD)),
+        blocked=st.booleans(),
+    )
+    def begin(self, which: Policy, first: tuple[str, str, str, str], blocked: bool) -> None:
         self.world = World(populated=True)
         self.world.most_disrupted = 0
+        for name in POOLS if blocked else ():
+            self.world.pods.meet(name, "budget")
         self.change_policy(which)
         self.world.let_pass(45)
         self.raise_fault("n1", first, "GPU-0")

@@ -137,8 +137,9 @@ def test_the_rule_of_the_gravest_fault_that_lasts_says_how_to_drain() -> None:
         name="hung", match=Match(kinds=("EngineHung",)), mode=Mode.AUTO, drain=DrainPolicy(force=True)
     )
     rest = Rule(name="rest", mode=Mode.AUTO)
-    found = session(replace(RESET, severity=Severity.DEGRADED), REBOOT, phase=Phase.FENCED)
-    order = run_of(about(ward(found, RESET, REBOOT), under=policy(Mode.AUTO, gently, rest))).order
+    milder = replace(RESET, severity=Severity.DEGRADED)
+    found = session(milder, REBOOT, phase=Phase.FENCED)
+    order = run_of(about(ward(found, milder, REBOOT), under=policy(Mode.AUTO, gently, rest))).order
     assert isinstance(order, DrainOrder) and not order.policy.force
 
 
