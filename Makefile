@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test fast check lab lab-binaries bench deep lock clean
+.PHONY: help demo test fast check lab lab-binaries bench deep image lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,7 @@ check: $(READY)  ## formatting, linters, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 lab: $(READY)  ## a real Kubernetes on this machine, until Ctrl-C
 	$(BIN)/python -m tests.lab --nodes 2
@@ -44,9 +45,15 @@ bench: $(READY)  ## measure, and say how it compares with the target
 deep: $(READY)  ## the tests that take long
 	$(BIN)/pytest tests -m deep --hypothesis-profile=deep
 
+image:  ## build the container image (buildah, podman or docker; IMAGE= names it)
+	deploy/build-image
+
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate
+
 lock:  ## pin the dependencies anew (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-		--group dev pyproject.toml -o requirements/dev.txt
+	$(COMPILE) --group dev pyproject.toml -o requirements/dev.txt
+	$(COMPILE) pyproject.toml -o requirements/runtime.txt
+	$(COMPILE) --group build -o requirements/build.txt
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

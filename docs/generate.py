@@ -18,8 +18,10 @@ from prometheus_client.metrics_core import Metric
 
 from exporter.configuration import ENVIRONMENT_PREFIX as AGENT_PREFIX
 from exporter.configuration import AgentConfiguration
+from exporter.dispatch_outlet import DispatchOutlet
 from exporter.metrics import publish_histogram
 from exporter.metrics import registry as agent_registry
+from exporter.sources.kubelet_metrics import KubeletMetrics
 from remediation.configuration import ENVIRONMENT_PREFIX as CONTROLLER_PREFIX
 from remediation.configuration import ControllerConfiguration
 from remediation.metrics import ControllerMetrics
@@ -42,15 +44,31 @@ def metrics_page() -> str:
             "the vendor tool's index, `partition` is empty for whole devices. A series of a lost device disappears;",
             "nothing is frozen or zeroed. A metric whose value the driver does not give is absent.",
             "",
-            *_metric_table(
-                "The agent (`sickbay agent`, port 9400)", agent_registry(_no_snapshot, publish_histogram())
-            ),
-            *_metric_table(
-                "The controller (`sickbay controller`, port 9401)",
-                controller_registry(ControllerMetrics(), TracingOff()),
-            ),
+            *_metric_table("The agent (`sickbay agent`, port 9400)", registry_of_agent()),
+            *_metric_table("The controller (`sickbay controller`, port 9401)", registry_of_controller()),
         ]
     )
+
+
+def registry_of_agent() -> Registry:
+    """The agent's metrics, to be described only."""
+    outlet = DispatchOutlet(TracingOff(), node="")
+    return agent_registry(
+        _no_snapshot,
+        publish_histogram(),
+        (
+            ("dispatch", outlet.stages),
+            ("allocation", outlet.allocation),
+            ("allocation failures", outlet.failures),
+            ("kubelet metrics", KubeletMetrics(page=lambda: None, on_state=lambda _state, _message: None)),
+            ("tracing", TracingOff()),
+        ),
+    )
+
+
+def registry_of_controller() -> Registry:
+    """The controller's metrics, to be described only."""
+    return controller_registry(ControllerMetrics(), TracingOff())
 
 
 def _no_snapshot() -> NoReturn:

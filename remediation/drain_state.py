@@ -23,6 +23,10 @@ RETRY_AFTER_LIMIT = timedelta(seconds=60)
 EVICTED_LIMIT = 64
 """Evicted pods, and replacements, that are remembered by UID."""
 
+NOTES_LIMIT = 256
+"""Pods of which something is remembered at a time; the schema allows no more. A kubelet runs 110 unless told
+otherwise; of a pod beyond that only what was tried last is forgotten."""
+
 _EXCERPT = 160
 
 
@@ -112,7 +116,7 @@ def record(
         note = notes.get(answer.uid, PodNote(answer.uid))
         notes[answer.uid] = _noted(note, answer, now, _delay(answer) + jitter() * RETRY_AFTER)
         evicted += answer.reply is Reply.EVICTED
-    return replace(state, evicted=evicted, pods=tuple(notes.values()))
+    return replace(state, evicted=evicted, pods=tuple(notes.values())[-NOTES_LIMIT:])
 
 
 def _noted(note: PodNote, answer: Answer, now: datetime, delay: timedelta) -> PodNote:

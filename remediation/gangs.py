@@ -20,8 +20,11 @@ _LABELS = (
 )
 _ANNOTATIONS = (("scheduling.k8s.io/group-name", "PodGroup"),)
 _WORKER_GROUP = "leaderworkerset.sigs.k8s.io/group-index"
-_LIMIT = 128
+GANGS_LIMIT = 128
 """Gangs remembered of one node; the schema allows no more, and a kubelet runs 110 pods."""
+
+_LENGTH = 256
+"""Characters of a gang's name; the schema allows no more, and an annotation may have any number."""
 
 
 def gang_of(pod: Pod) -> str:
@@ -31,7 +34,7 @@ def gang_of(pod: Pod) -> str:
         for key, kind in known:
             if name := found.get(key):
                 group = metadata.labels.get(_WORKER_GROUP, "") if kind == "LeaderWorkerSet" else ""
-                return "/".join((kind, metadata.namespace, name, *([group] if group else [])))
+                return "/".join((kind, metadata.namespace, name, *([group] if group else [])))[:_LENGTH]
     owner = pod.controller
     if owner is not None and owner.kind == "Job":
         return f"Job/{metadata.namespace}/{owner.name}"
@@ -40,4 +43,4 @@ def gang_of(pod: Pod) -> str:
 
 def gangs_of(pods: Iterable[Pod]) -> tuple[str, ...]:
     """The gangs that these pods belong to, sorted."""
-    return tuple(sorted({gang for pod in pods if (gang := gang_of(pod))}))[:_LIMIT]
+    return tuple(sorted({gang for pod in pods if (gang := gang_of(pod))}))[:GANGS_LIMIT]

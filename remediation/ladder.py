@@ -12,6 +12,7 @@ from health.vocabulary import Advice, FaultKind, Phase
 from remediation import budget, evidence, journal
 from remediation.drain_state import DrainState
 from remediation.fleet import Node
+from remediation.gangs import GANGS_LIMIT
 from remediation.moves import hold, keep, run, said, wait
 from remediation.objects import AcceleratorRemediation, JournalEvent, RemediationStatus, Rung
 from remediation.orders import DrainOrder, Order, RestartOrder
@@ -111,15 +112,23 @@ def _drain(
         begun = replace(status, drain=DrainState(started=at.now.wall))
         return _no_room(at, session, status, node) or _begin(at, session, begun, step)
     state = status.drain or DrainState(started=at.now.wall)
-    unclaimed = set(state.seen_gangs) - set(state.gangs)
-    if unclaimed and not unclaimed & at.fleet.gangs_elsewhere(at.name):
-        # A claim is written with the intent and before the first eviction, and one thread makes all claims. All or
-        # none, for two nodes that each hold what the other waits for would both wait until their deadlines.
-        gangs = tuple(sorted({*state.gangs, *unclaimed}))
+    if (gangs := _claimed(at, state)) != state.gangs:
         status = replace(status, drain=replace(state, gangs=gangs))
     elif (left := at.resume_at - at.now.monotonic) > 0:
         return keep(session, status, f"{name}: drains: {status.message}", left)
     return _go_on(at, session, status, step)
+
+
+def _claimed(at: Situation, state: DrainState) -> tuple[str, ...]:
+    """The gangs that the drain has claimed, with what it may claim now.
+
+    A claim is written with the intent and before the first eviction, and one thread makes all claims. All or none,
+    for two nodes that each hold what the other waits for would both wait until their deadlines.
+    """
+    unclaimed = set(state.seen_gangs) - set(state.gangs)
+    if not unclaimed or unclaimed & at.fleet.gangs_elsewhere(at.name):
+        return state.gangs
+    return tuple(sorted({*state.gangs, *unclaimed}))[:GANGS_LIMIT]
 
 
 def _restart(

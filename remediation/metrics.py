@@ -14,12 +14,25 @@ from health.vocabulary import Mode, Phase
 from remediation import budget
 from remediation.engine import Done
 from remediation.fleet import Fleet
+from remediation.objects import AcceleratorRemediation
 from remediation.policy import DEFAULT_POOL, Policy
 from remediation.situation import Write
 from runtime.exposition import Registry
 from runtime.tracing import Tracer
 
 _STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """An open session, for alerts and annotations that name its node; `since` is in seconds since the epoch."""
+
+    session: str
+    node: str
+    phase: str
+    mode: str
+    reason: str
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,7 @@ class Snapshot:
     budgets: tuple[budget.Usage, ...]
     start_tokens: float
     epoch: int
+    open_sessions: tuple[OpenSession, ...] = ()
 
 
 EMPTY = Snapshot(nodes={}, sessions={}, budgets=(), start_tokens=0.0, epoch=0)
@@ -54,6 +68,20 @@ def snapshot(fleet: Fleet, policy: Policy, *, start_tokens: float, epoch: int, n
         ),
         start_tokens=start_tokens,
         epoch=epoch,
+        open_sessions=tuple(_open(session) for session in fleet.all_open()),
+    )
+
+
+def _open(session: AcceleratorRemediation) -> OpenSession:
+    status = session.current
+    begun = status.phases[-1].started if status.phases else session.metadata.creation_timestamp
+    return OpenSession(
+        session=session.metadata.name,
+        node=session.spec.node_name,
+        phase=status.phase.value,
+        mode=session.spec.mode.value,
+        reason=status.reason,
+        since=begun.timestamp() if begun is not None else 0.0,
     )
 
 
@@ -129,6 +157,14 @@ class ControllerMetrics:
                     key = (phase.value, mode.value)
                     sessions.add_metric(key, now.sessions.get(key, 0))
         yield sessions
+        since = GaugeMetricFamily(
+            "sickbay_session_phase_timestamp_seconds",
+            "When an open remediation session came into the phase that it is in; session_node is the node it is about.",
+            labels=["session", "session_node", "phase", "mode", "reason"],
+        )
+        for one in now.open_sessions:
+            since.add_metric([one.session, one.node, one.phase, one.mode, one.reason], one.since)
+        yield since
         limit = GaugeMetricFamily(
             "sickbay_budget_limit",
             "Nodes that may be taken at once; pool empty: cluster.",

@@ -36,6 +36,11 @@ CLIMBING = frozenset({Phase.FENCED, Phase.DRAINING, Phase.REPAIRING})
 BEFORE_ITS_DISCOVERY = timedelta(minutes=2)
 """Pods fail from the moment a plugin fails, which is before its fault is raised, by another clock than ours."""
 
+PROVING = {"nvml", "kernel-log"}
+OF_PLUGINS = {"plugin", "pod-resources"}
+"""The sources without which nothing is proven, and those that matter after a device plugin's fault. How long pods
+take is no proof of anything."""
+
 DEVICE_SOURCE = "nvml"
 """The source by which an agent sees its devices: without it nothing about them is proven."""
 
@@ -140,8 +145,9 @@ def _unproven(node: Node, status: RemediationStatus, report: AcceleratorReport |
         return "no fresh report of the node's present boot"
     if not node.ready:
         return "the node is not Ready"
+    proving = PROVING | (OF_PLUGINS if any(one.kind in PLUGIN_KINDS for one in status.incidents) else set())
     for source in report.status.sources:
-        broken = source.state in (SourceState.FAILED, SourceState.STALE)
+        broken = source.name in proving and source.state in (SourceState.FAILED, SourceState.STALE)
         if broken or (source.name == DEVICE_SOURCE and source.state is not SourceState.LIVE):
             return f"the agent's source {source.name} is {source.state}"
     health = {device.uuid: device.health for device in report.status.devices}

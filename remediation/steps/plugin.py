@@ -146,7 +146,7 @@ def remove_failed_pods(
     """Delete the accelerator pods that the kubelet refused since the order's time and that have a controller.
 
     They never run again, and their controller has replaced them already; left alone they stay for ever. A pod
-    without a controller is its owner's to look at. One that cannot be deleted is not worth a node: it is named.
+    without a controller is its owner's to look at. One that cannot be deleted holds up no other, and fails the step.
     """
     refused = [
         pod
@@ -161,18 +161,19 @@ def remove_failed_pods(
     for pod in refused[:_AT_ONCE]:
         try:
             api.delete_pod(pod.metadata.namespace, pod.metadata.name, pod.uid)
-        except (NotFound, Conflict):
+        except NotFound:
             continue
         except FencedError:
             raise
         except ApiError as error:
             stay.append(f"{pod.name} stays: {error}")
     memory = memory or PluginRestart(started=now)
-    if len(refused) > _AT_ONCE and not stay:
+    if stay:
+        message = f"{len(stay)} of {len(refused)} pods that failed meanwhile cannot be removed: {stay[0]}"
+        return Outcome(Result.FAILED, message, restart=memory)
+    if len(refused) > _AT_ONCE:
         return _wait(f"{len(refused)} pods failed meanwhile", memory, _SOON)
     what = f"removed {_names(refused)}, which failed meanwhile" if refused else "no pod failed meanwhile"
-    if stay:
-        what = f"{len(refused)} pods failed meanwhile, of which {len(stay)} cannot be removed; {stay[0]}"
     return Outcome(Result.DONE, what, restart=replace(memory, cleaned=True))
 
 

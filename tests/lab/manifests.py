@@ -21,15 +21,19 @@ AGENT = ("sickbay-agent", "sickbay-agent")
 CONTROLLER = ("sickbay-system", "sickbay-controller")
 """Namespace and name of the controller's ServiceAccount."""
 
+WORKLOADS = ("agent.yaml", "controller.yaml")
+"""Their image is built by the tests that are about it."""
+
 DRY_RUN = "?dryRun=All"
 ENFORCED_WITHIN = 30.0
 """Seconds. The API server compiles a policy when its own watch delivers it, a moment after it was stored."""
 
 
 def apply(lab: Lab) -> None:
-    """Apply `deploy/crds` and `deploy/manifests`; afterwards every definition is served and every policy refuses.
+    """Apply `deploy/crds` and `deploy/manifests` but for what runs pods.
 
-    Applying twice changes nothing. Raises WaitTimeoutError, naming what is not enforced, and LabError.
+    Afterwards every definition is served and every policy refuses. Applying twice changes nothing. Raises
+    WaitTimeoutError, naming what is not enforced, and LabError.
     """
     lab.kubectl("apply", "-f", DEPLOY / "crds")
     for collection in COLLECTIONS:
@@ -37,7 +41,9 @@ def apply(lab: Lab) -> None:
         wait_until(
             partial(lab.api.exists, collection), 30, f"{collection} to be served", ignoring=(ApiError,)
         )
-    lab.kubectl("apply", "-f", DEPLOY / "manifests")
+    for file in sorted((DEPLOY / "manifests").glob("*.yaml")):
+        if file.name not in WORKLOADS:
+            lab.kubectl("apply", "-f", file)
     _wait_enforced(lab)
 
 

@@ -126,7 +126,9 @@ def test_a_remediation_and_the_dispatches_it_is_linked_to_are_whole_traces(scene
     dispatch = wait_until(lambda: scene.trace("pod.dispatch", k8s_pod_uid=uid), 15, "the dispatch")
     assert whole(dispatch) and {span.name for span in dispatch} == {"pod.dispatch", *STAGES}
     assert {span.attributes["k8s.node.name"] for span in dispatch} == {NODE}
-    assert all(span.attributes["hw.id"] for span in dispatch), [(one.name, one.attributes) for one in dispatch]
+    assert all(span.attributes["hw.id"] for span in dispatch), [
+        (one.name, one.attributes) for one in dispatch
+    ]
     assert {span.resource["service.name"] for span in dispatch} == {"sickbay-agent"}
 
     scene.rig.lose_gpu(NODE)

@@ -399,7 +399,7 @@ class TestRemediationAtLength(Remediation.TestCase):
 
 
 def projection(world: World, name: str) -> object:
-    """What counts in the end: the node's spec and our keys, and what became of its sessions."""
+    """What counts in the end: the node's spec and our keys, its pods, and what became of its sessions."""
     node = world.api.get(NODES, name)
     sessions = [item for item in world.sessions(opened=False) if item.spec.node_name == name]
     ours = {key for key in node["metadata"]["annotations"] if key.startswith("sickbay.dev/")}
@@ -410,37 +410,69 @@ def projection(world: World, name: str) -> object:
             (item.current.phase, item.current.reason, item.current.fenced_time is not None)
             for item in sessions
         ],
+        sorted((pod.asks_for(("nvidia.com/gpu",)), pod.status.phase) for pod in world.pods.on(name)),
     )
 
 
+WITHOUT_DEVICES = [(False, "Running"), (False, "Running")]
+
+
 def journey(*, spared: int, trouble: Trouble | None) -> tuple[object, object, int]:
-    """A GPU is lost, the node is fenced and held; a reboot helps, and it is given back. One write meets trouble.
+    """A GPU is lost, the node is fenced, drained and held; a reboot helps, and it is given back. One write meets
+    trouble.
 
     The projections while it is held and in the end, and how many writes the controllers asked for.
     """
-    world = World()
+    world = World(populated=True)
     world.let_pass(45)
     if trouble is not None:
         world.plan.append((spared, trouble))
     begun = len(world.api.calls)
     world.raise_fault("n1", "DeviceLost", "GPU-0", "RebootNode", "NewBoot", "Fatal")
-    world.let_pass(75)
+    world.let_pass(120)
     held = projection(world, "n1")
     world.reboot("n1")
     world.let_pass(2 * 120 + 120)
     world.rest()
     world.monitor.check()
-    return held, projection(world, "n1"), sum(call.mutates for call in world.api.calls[begun:])
+    writes = sum(call.mutates for call in world.api.calls[begun:]) + len(world.pods.evictions)
+    return held, projection(world, "n1"), writes
 
 
 @pytest.mark.parametrize("trouble", CRASHES)
 def test_trouble_at_any_write_leads_to_the_same_end(trouble: Trouble) -> None:
     held, end, writes = journey(spared=0, trouble=None)
-    assert held == (True, {SESSION_KEY}, [(Phase.HELD, "NoRepairStep", True)])
-    assert end == (False, set(), [(Phase.RELEASED, "Healthy", True)])
-    assert writes >= 7
+    assert held == (True, {SESSION_KEY}, [(Phase.HELD, "NoRepairStep", True)], WITHOUT_DEVICES)
+    assert end == (False, set(), [(Phase.RELEASED, "Healthy", True)], WITHOUT_DEVICES)
+    assert writes >= 14
     for spared in range(writes):
         assert journey(spared=spared, trouble=trouble)[:2] == (held, end), f"after {spared} writes"
+
+
+def restart(*, spared: int, trouble: Trouble | None) -> tuple[object, int, int]:
+    """A device plugin dies and is restarted: the projection in the end, restarts, and writes."""
+    world = World(populated=True)
+    world.let_pass(45)
+    if trouble is not None:
+        world.plan.append((spared, trouble))
+    begun = len(world.api.calls)
+    world.raise_fault("n1", *PLUGIN_DEAD[:1], "", *PLUGIN_DEAD[1:])
+    world.let_pass(240)
+    world.rest()
+    world.monitor.check()
+    deletions = {name for _, name in world.pods.deletions if name.startswith("kube-system")}
+    writes = sum(call.mutates for call in world.api.calls[begun:]) + len(world.pods.deletions)
+    return projection(world, "n1"), len(deletions), writes
+
+
+@pytest.mark.parametrize("trouble", CRASHES)
+def test_trouble_at_any_write_restarts_a_plugin_once_all_the_same(trouble: Trouble) -> None:
+    end, restarts, writes = restart(spared=0, trouble=None)
+    pods = [(False, "Running"), (False, "Running"), (True, "Running"), (True, "Running")]
+    assert end == (False, set(), [(Phase.RELEASED, "Healthy", True)], pods)
+    assert (restarts, writes >= 12) == (1, True)
+    for spared in range(writes):
+        assert restart(spared=spared, trouble=trouble)[:2] == (end, 1), f"after {spared} writes"
 
 
 faults = st.lists(

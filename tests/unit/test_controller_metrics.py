@@ -90,6 +90,17 @@ def test_the_gauges_are_those_of_the_last_snapshot() -> None:
     assert value(metrics, "sickbay_leader_epoch") == 7
 
 
+def test_an_open_session_tells_its_node_and_since_when_it_is_in_its_phase() -> None:
+    held = session(node_name="n3", phase=Phase.HELD, reason="NoRepairStep")
+    closed = session(node_name="n4", phase=Phase.RELEASED)
+    metrics = ControllerMetrics()
+    metrics.current = taken(node("n3"), report("n3"), held, node("n4"), report("n4"), closed)
+    (shown,) = metrics.current.open_sessions
+    labels = {"session": held.metadata.name, "session_node": "n3", "phase": "Held", "mode": "Auto"}
+    name = "sickbay_session_phase_timestamp_seconds"
+    assert value(metrics, name, reason="NoRepairStep", **labels) == shown.since == NOON.timestamp()
+
+
 def test_before_the_first_snapshot_there_is_no_node_and_no_epoch() -> None:
     metrics = ControllerMetrics()
     assert metrics.current is EMPTY

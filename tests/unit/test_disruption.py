@@ -295,3 +295,16 @@ def test_a_status_message_never_outgrows_its_schema(ward: Ward) -> None:
             )
     ward.sick("n1")
     assert len(ward.status("n1").message) <= 1024
+
+
+def test_more_pods_than_a_session_can_remember_are_drained_all_the_same(ward: Ward) -> None:
+    for _ in range(300):
+        ward.pods.bind("n1", "plain")
+    ward.pods.meet("n1", "budget")
+    ward.change(policy(Mode.AUTO, Rule(name="all", mode=Mode.AUTO, drain=DrainPolicy(concurrency=32))))
+    ward.sick("n1")
+    ward.tick(20)
+    assert len(ward.status("n1").drain.pods) == 256
+    ward.pods.meet("n1", "no budget")
+    ward.tick(120)
+    assert ward.status("n1").reason == "NoRepairStep"

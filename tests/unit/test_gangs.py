@@ -48,6 +48,12 @@ def test_a_pod_group_may_be_named_by_an_annotation() -> None:
     assert gang_of(replace(pod, metadata=grouped)) == "PodGroup/team/x"
 
 
+def test_a_name_that_is_longer_than_any_label_is_cut_to_what_the_schema_stores() -> None:
+    pod = make_pod(owner="")
+    grouped = replace(pod.metadata, annotations={"scheduling.k8s.io/group-name": "x" * 1000})
+    assert len(gang_of(replace(pod, metadata=grouped))) == 256
+
+
 def test_each_group_of_leader_and_workers_is_a_gang_of_its_own() -> None:
     pod = make_pod(owner="StatefulSet")
     labels = {"leaderworkerset.sigs.k8s.io/name": "x", "leaderworkerset.sigs.k8s.io/group-index": "3"}

@@ -264,6 +264,13 @@ def test_a_session_that_disrupts_nothing_any_more_gives_its_gangs_free(phase: Ph
     assert status.drain is not None and status.drain.gangs == ("Job/team/a",)
 
 
+def test_more_gangs_than_can_be_written_down_are_no_reason_to_run_in_circles() -> None:
+    many = tuple(f"Job/team/{number:03}" for number in range(130))
+    found = seeing(*many, claimed=many[:128])
+    waits = decide(dataclasses.replace(situation(ward(found, REBOOT)), resume_at=NOW.monotonic + 5))
+    assert (waits.action, waits.again) == (None, 5.0)
+
+
 def test_a_claim_whose_intent_is_still_on_its_way_counts_already() -> None:
     found = seeing("Job/team/a")
     made = ward(found, REBOOT)

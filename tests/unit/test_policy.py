@@ -1,5 +1,6 @@
 """The policy file, which rule decides, and what a plan and a limit come to."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -8,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from health.vocabulary import Advice, Mode, Severity
+from remediation.drain_policy import DrainMode, DrainPolicy, PodSelection, PreDrain
+from remediation.plugin_policy import DevicePluginPolicy
 from remediation.policy import (
     DEFAULT_POOL,
     LADDER,
     RUNG_STEPS,
+    Fence,
     Match,
     NodeLimit,
     Policy,
@@ -23,6 +27,7 @@ from remediation.policy import (
     plan_for,
 )
 from runtime.config_error import ConfigError
+from runtime.quantities import Duration
 from tests.unit.builders import fault, policy
 
 HEAD = "apiVersion: sickbay.dev/v1alpha1\nkind: Policy\n"
@@ -118,6 +123,45 @@ def test_the_least_that_can_be_written_observes_everything_within_the_default_bu
         ("budgets: {startRate: {perMinute: -1}}", ["budgets.startRate.perMinute"]),
         ("healthyDwell: 300", ["healthyDwell", "300", "unit"]),
         ("kind: Polizei", ["kind", "Policy"]),
+        (
+            "rules: [{name: r, fence: Devices}]",
+            ["rules[0].fence", '"Devices"', "Node, Device", 'mean "Device"'],
+        ),
+        (
+            "rules: [{name: r, drain: {mode: Evcit}}]",
+            ["rules[0].drain.mode", '"Evcit"', "EvictAfter", 'mean "Evict"'],
+        ),
+        ("rules: [{name: r, drain: {podz: All}}]", ["rules[0].drain.podz", "pods"]),
+        ("rules: [{name: r, drain: {pods: Gpu}}]", ["rules[0].drain.pods", '"Gpu"', "Accelerator, All"]),
+        ("rules: [{name: r, drain: {deadline: 1 day}}]", ["rules[0].drain.deadline", '"1 day"', "1h30m"]),
+        ("rules: [{name: r, drain: {deadline: 0s}}]", ["rules[0].drain", "longer than 0s"]),
+        ("rules: [{name: r, drain: {mode: EvictAfter}}]", ["rules[0].drain", "evictAfter", "how long"]),
+        ("rules: [{name: r, drain: {evictAfter: 5m}}]", ["rules[0].drain", "only beside EvictAfter"]),
+        (
+            "rules: [{name: r, drain: {mode: EvictAfter, evictAfter: 2h}}]",
+            ["rules[0].drain", "before the deadline of 1h"],
+        ),
+        (
+            "rules: [{name: r, drain: {deadline: 1m, preDrain: {wait: 2m}}}]",
+            ["rules[0].drain", "preDrain.wait", "1m"],
+        ),
+        ("rules: [{name: r, drain: {preDrain: {notice: ''}}}]", ["rules[0].drain.preDrain.notice"]),
+        ("rules: [{name: r, drain: {concurrency: 0}}]", ["rules[0].drain.concurrency", "0", "1"]),
+        ("rules: [{name: r, drain: {concurrency: 33}}]", ["rules[0].drain.concurrency", "33", "32"]),
+        ("rules: [{name: r, drain: {force: 'yes'}}]", ["rules[0].drain.force", '"yes"']),
+        ("rules: [{name: r, drain: [Evict]}]", ["rules[0].drain"]),
+        ("devicePlugin: {selector: []}", ["devicePlugin.selector", "selectors"]),
+        (
+            "devicePlugin: {selectors: [{matchLabels: {}}]}",
+            ["devicePlugin.selectors[0]", "at least one label"],
+        ),
+        ("devicePlugin: {selectors: [{namespace: gpu}]}", ["devicePlugin.selectors[0]", "matchLabels"]),
+        (
+            "devicePlugin: {selectors: [{matchLabels: {a: b}, namspace: x}]}",
+            ["devicePlugin.selectors[0].namspace", "namespace"],
+        ),
+        ("devicePlugin: {deadline: 90}", ["devicePlugin.deadline", "90", "unit"]),
+        ("devicePlugin: {healthyDwell: soon}", ["devicePlugin.healthyDwell", '"soon"']),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named_with_key_value_and_what_was_expected(
@@ -226,3 +270,84 @@ def test_the_hash_tells_policies_apart_and_is_the_same_for_the_same(tmp_path: Pa
     assert one == same and one.name == "fleet" and len(one.hash) == 12
     assert len({one.hash, other.hash, third.hash}) == 3
     assert msgspec.json.decode(msgspec.json.encode(one), type=type(one)) == one
+
+
+# Drains and device plugins.
+
+WITH_DRAIN = (
+    HEAD
+    + """
+rules:
+  - name: gently
+    match: {kinds: [DeviceLost]}
+    mode: Auto
+    drain:
+      mode: EvictAfter
+      evictAfter: 30m
+      deadline: 2h
+      pods: All
+      preDrain: {wait: 5m, notice: checkpoint now}
+      deleteEmptyDirData: true
+      force: true
+      concurrency: 4
+      oneNodePerGang: false
+  - name: device
+    mode: Auto
+    fence: Device
+devicePlugin:
+  selectors:
+    - matchLabels: {app: my-plugin}
+      namespace: gpu
+  deadline: 90s
+  healthyDwell: 20s
+"""
+)
+
+
+def test_a_drain_a_fence_and_a_device_plugin_are_read_as_they_are_written(tmp_path: Path) -> None:
+    read = load_policy(written(tmp_path, WITH_DRAIN))
+    gently, device = read.rules
+    drain = gently.drain_for("RebootNode")
+    assert (drain.mode, drain.evict_after, drain.time_limit) == (
+        DrainMode.EVICT_AFTER,
+        1800,
+        timedelta(hours=2),
+    )
+    assert (drain.pods, drain.concurrency, drain.one_node_per_gang) == (PodSelection.ALL, 4, False)
+    assert (drain.delete_empty_dir_data, drain.force) == (True, True)
+    assert drain.pre_drain == PreDrain(wait=Duration.parse("5m"), notice="checkpoint now")
+    assert (gently.fence, device.fence) == (Fence.NODE, Fence.DEVICE)
+    plugin = read.device_plugin
+    assert (plugin.time_limit, plugin.healthy_dwell) == (timedelta(seconds=90), 20)
+    assert plugin.selects("gpu", {"app": "my-plugin", "more": "labels"})
+    assert not plugin.selects("other", {"app": "my-plugin"}) and not plugin.selects("gpu", {"app": "another"})
+
+
+def test_without_a_word_about_it_only_a_replacement_gives_jobs_their_time() -> None:
+    rule = Rule(name="r")
+    assert rule.drain_for("RebootNode") == rule.drain_for("ResetDevice") == DrainPolicy()
+    patient = rule.drain_for("ReplaceHardware")
+    assert (patient.mode, patient.evict_after, patient.time_limit) == (
+        DrainMode.EVICT_AFTER,
+        3600,
+        timedelta(hours=2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("namespace", "labels", "known"),
+    [
+        ("gpu", {"app.kubernetes.io/name": "nvidia-device-plugin"}, True),
+        ("gpu-operator", {"app": "nvidia-device-plugin-daemonset"}, True),
+        ("kube-system", {"name": "nvidia-device-plugin-ds"}, True),
+        ("kube-system", {"k8s-app": "nvidia-gpu-device-plugin"}, True),
+        ("default", {"k8s-app": "nvidia-gpu-device-plugin"}, False),
+        ("kube-system", {"name": "amdgpu-dp-ds"}, True),
+        ("kube-system", {"app": "node-exporter"}, False),
+        ("kube-system", {}, False),
+    ],
+)
+def test_the_plugins_that_everybody_runs_are_known_by_their_labels(
+    namespace: str, labels: dict[str, str], known: bool
+) -> None:
+    assert DevicePluginPolicy().selects(namespace, labels) is known

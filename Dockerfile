@@ -1,0 +1,39 @@
+# One image, two programs: `sickbay agent` and `sickbay controller`. Build it with `make image`.
+#
+# BASE is any image with Python 3.11 or newer as python3, its venv module, and CA certificates.
+ARG BASE=python:3.12-slim
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS build
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+RUN python3 -m venv /opt/sickbay
+COPY requirements/build.txt requirements/runtime.txt requirements/
+RUN /opt/sickbay/bin/pip install --quiet --no-compile --require-hashes -r requirements/build.txt -r requirements/runtime.txt
+COPY pyproject.toml README.md LICENSE sickbay.py ./
+COPY health health
+COPY runtime runtime
+COPY exporter exporter
+COPY remediation remediation
+COPY simulation simulation
+# What only builds does not run: neither pip nor setuptools is in the image. Byte code is compiled here, for the root
+# file system is read-only there; but for the half of the `kubernetes` package that is never imported in a pod.
+RUN /opt/sickbay/bin/pip install --quiet --no-compile --no-deps --no-build-isolation . \
+    && /opt/sickbay/bin/pip uninstall --quiet --yes setuptools pip \
+    && python3 -m compileall -q -j 0 -x "/kubernetes/client/" /opt/sickbay/lib
+
+# hadolint ignore=DL3006
+FROM ${BASE}
+LABEL org.opencontainers.image.title="Sickbay" \
+      org.opencontainers.image.description="The health system of accelerator nodes on Kubernetes" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /opt/sickbay /opt/sickbay
+ENV PATH=/opt/sickbay/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+# A number, so that Kubernetes can tell that it is not root. The agent runs as root: its DaemonSet says so, and why.
+USER 65532:65532
+ENTRYPOINT ["sickbay"]
+CMD ["--help"]

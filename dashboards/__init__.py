@@ -1,0 +1,1 @@
+"""Grafana dashboards: what makes them, and the JSON that is committed."""

@@ -1,0 +1,278 @@
+"""The image and the manifests as they are: built here, run on a real kubelet, and a fault is met with them.
+
+What the lab changes of the manifests, and why: the DaemonSet's state folder and boot ID (a lab node shares the
+machine's), and the agent's configuration (simulated devices; kernel lines of userspace are believed, for nobody else
+can write into the machine's /dev/kmsg). The controller's Deployment runs unchanged under Pod Security `restricted`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from simulation.machine import h100_machine, save
+from tests.lab import manifests
+from tests.lab.api import ApiError, Object
+from tests.lab.conftest import clean
+from tests.lab.images import PROJECT
+from tests.lab.lab import Lab
+from tests.lab.node import Node
+from tests.lab.pod_network import pod_network
+from tests.lab.processes import wait_until
+from tests.lab.rig import XID_79, sum_of
+
+pytestmark = pytest.mark.timeout(900)
+
+NODE = "imaged"
+HOST_FOLDER = "/var/lib/kubelet/sickbay"
+KMSG = Path("/dev/kmsg")
+AUTO = """
+apiVersion: sickbay.dev/v1alpha1
+kind: Policy
+metadata: {name: auto}
+rules: [{name: all, mode: Auto}]
+budgets: {maxFenced: 100%, maxDisrupted: 100%}
+"""
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image as `deploy/build-image` builds it, on a base that is made here."""
+    missing = [program for program in ("buildah", "mmdebstrap") if shutil.which(program) is None]
+    if missing:
+        reason = f"the image cannot be built here: {', '.join(missing)} is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    target = tmp_path_factory.mktemp("image") / "sickbay.tar"
+    command = [str(PROJECT / "deploy" / "build-image"), "--local-base", "--archive", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return target
+
+
+class Ward:
+    """The node, and our pods on it as they are seen from outside."""
+
+    def __init__(self, lab: Lab, node: Node) -> None:
+        self.lab, self.node = lab, node
+
+    def pods(self, namespace: str) -> list[Object]:
+        """Running and Ready pods of a namespace."""
+
+        def ready(pod: Object) -> bool:
+            conditions = {one["type"]: one["status"] for one in pod["status"].get("conditions", [])}
+            return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+        return [pod for pod in self.lab.api.items(f"/api/v1/namespaces/{namespace}/pods") if ready(pod)]
+
+    def await_ready(self, namespace: str, count: int) -> list[Object]:
+        try:
+            wait_until(lambda: len(self.pods(namespace)) == count, 90, f"{count} pods of {namespace}")
+        except Exception as error:
+            told = self.lab.kubectl("describe", "pods", f"--namespace={namespace}", check=False)
+            logs = [
+                self.lab.kubectl(
+                    "logs", f"--namespace={namespace}", pod["metadata"]["name"], "--tail=20", check=False
+                )
+                for pod in self.lab.api.items(f"/api/v1/namespaces/{namespace}/pods")
+            ]
+            raise AssertionError(f"{error}\n{told[-4000:]}\n{logs}\n{self.node.logs}") from error
+        return self.pods(namespace)
+
+    def metric(self, pod: Object, port: int, name: str, **labels: str) -> float:
+        import urllib.request
+
+        address = pod["status"]["podIP"]
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=5) as answer:
+            return sum_of(answer.read().decode(), name, labels)
+
+    def sessions(self) -> list[Object]:
+        return self.lab.api.items(manifests.SESSIONS)
+
+    def cordoned(self) -> bool:
+        return bool(self.lab.api.get(f"/api/v1/nodes/{NODE}")["spec"].get("unschedulable"))
+
+    def status_of(self, pod: Object) -> dict[str, str]:
+        """/proc/PID/status of the pod's first process that is ours, and how its root is mounted (`root`: ro or rw)."""
+        uid = pod["metadata"]["uid"]
+
+        def found() -> dict[str, str] | None:
+            return next(
+                (one for one in map(_process, Path("/proc").iterdir()) if one and uid in one["cgroup"]), None
+            )
+
+        return wait_until(found, 10, f"a process of pod {pod['metadata']['name']}")
+
+
+def _process(folder: Path) -> dict[str, str] | None:
+    """What /proc says of a process of ours; None for any other."""
+    if not folder.name.isdecimal():
+        return None
+    try:
+        if b"sickbay" not in (folder / "cmdline").read_bytes():
+            return None
+        mounts = [row.split() for row in (folder / "mountinfo").read_text().splitlines()]
+        root = next(mount for mount in mounts if mount[4] == "/")
+        rows = (folder / "status").read_text().splitlines()
+        group = (folder / "cgroup").read_text().replace("_", "-")
+    except (OSError, StopIteration):
+        return None
+    return {**dict(row.split(":\t", 1) for row in rows), "root": root[5].split(",")[0], "cgroup": group}
+
+
+@pytest.fixture(scope="module")
+def ward(lab: Lab, archive: Path) -> Iterator[Ward]:
+    manifests.apply(lab)
+    node = lab.add_node(NODE, labels={"nvidia.com/gpu.present": "true"})
+    mine = node.kubelet_dir / "sickbay"
+    mine.mkdir()
+    save(mine / "machine.json", h100_machine(NODE))
+    (mine / "boot_id").write_text(node.boot_id)
+    shared = mine / "image.tar"
+    shutil.copyfile(archive, shared)
+    node.execute(
+        *("ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"),
+        *("images", "import", f"{HOST_FOLDER}/image.tar"),
+        timeout=120,
+    )
+    shared.unlink()
+    begun = len(lab.audit_events())
+    with pod_network(lab, node):
+        try:
+            for name in manifests.WORKLOADS:
+                lab.kubectl("apply", "--validate=strict", "-f", manifests.DEPLOY / "manifests" / name)
+            _adapt_agent(lab)
+            yield Ward(lab, node)
+        finally:
+            for name in manifests.WORKLOADS:
+                lab.kubectl(
+                    "delete", "--wait=false", "-f", manifests.DEPLOY / "manifests" / name, check=False
+                )
+            for namespace in (manifests.AGENT[0], manifests.CONTROLLER[0]):
+                wait_until(
+                    lambda where=namespace: not lab.api.items(f"/api/v1/namespaces/{where}/pods"),  # type: ignore[misc]
+                    60,
+                    f"the pods of {namespace} to be gone",
+                )
+            clean(lab)
+            lab.remove_node(NODE)
+    refused = [
+        event
+        for event in lab.audit_events()[begun:]
+        if event.get("userAgent", "").startswith("sickbay-")
+        and event.get("responseStatus", {}).get("code") in (401, 403)
+    ]
+    assert not refused, f"Sickbay asked for what it may not have: {refused[:3]}"
+
+
+def _adapt_agent(lab: Lab) -> None:
+    configuration = {
+        "listen": ":9400",
+        "drill": True,
+        "kernelLogSince": _next_record(),
+        "bootId": f"{HOST_FOLDER}/boot_id",
+        "stateFile": f"{HOST_FOLDER}/agent.json",
+        "workerCommand": ["python3", "-m", "simulation.worker", "--machine", f"{HOST_FOLDER}/machine.json"],
+        "renewInterval": "1s",
+    }
+    namespace = manifests.AGENT[0]
+    config_map = f"/api/v1/namespaces/{namespace}/configmaps/sickbay-agent"
+    lab.api.patch(config_map, {"data": {"agent.yaml": json.dumps(configuration)}})
+    volumes = [{"name": "state", "hostPath": {"path": HOST_FOLDER, "type": "Directory"}}]
+    mounts = [{"name": "state", "mountPath": HOST_FOLDER}]
+    patch = {
+        "spec": {
+            "template": {
+                "spec": {"volumes": volumes, "containers": [{"name": "agent", "volumeMounts": mounts}]}
+            }
+        }
+    }
+    lab.kubectl(
+        *("patch", "daemonset", "sickbay-agent", f"--namespace={namespace}"),
+        *("--type=strategic", "--patch", json.dumps(patch)),
+    )
+
+
+def _next_record() -> int:
+    """The number that the next line of the machine's kernel log will have, at least."""
+    reader = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK)
+    last = -1
+    try:
+        while True:
+            try:
+                last = int(os.read(reader, 8192).split(b",")[1])
+            except BlockingIOError:
+                return last + 1
+            except BrokenPipeError:
+                continue
+    finally:
+        os.close(reader)
+
+
+def _kernel_says(address: str) -> None:
+    with KMSG.open("wb", buffering=0) as log:
+        log.write(f"{XID_79.format(address=address)}\n".encode())
+
+
+def test_the_manifests_run_the_image_and_the_default_policy_only_observes(ward: Ward) -> None:
+    controllers = ward.await_ready(manifests.CONTROLLER[0], 2)
+    (agent,) = ward.await_ready(manifests.AGENT[0], 1)
+
+    for pod in controllers:
+        status = ward.status_of(pod)
+        assert status["Uid"].split() == ["65532"] * 4
+        assert int(status["CapEff"], 16) == 0 and int(status["CapPrm"], 16) == 0
+        assert (status["Seccomp"], status["NoNewPrivs"], status["root"]) == ("2", "1", "ro")
+    assert ward.status_of(agent)["root"] == "ro"
+    system = ward.lab.api.get(f"/api/v1/namespaces/{manifests.CONTROLLER[0]}")
+    assert system["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+    wait_until(lambda: _reported(ward) == 8, 30, "eight healthy devices in the report", ignoring=(ApiError,))
+    wait_until(
+        lambda: any(
+            ward.metric(pod, 9401, "sickbay_nodes", state="healthy") == 1
+            for pod in ward.pods("sickbay-system")
+        ),
+        60,
+        "the leading controller to see a healthy node",
+        ignoring=(OSError,),
+    )
+    _kernel_says("0000:3b:00")
+    (session,) = wait_until(ward.sessions, 30, "a session")
+    assert session["spec"]["mode"] == "Observe"
+    assert not ward.cordoned()
+
+
+def _reported(ward: Ward) -> int:
+    devices = ward.lab.api.get(f"{manifests.REPORTS}/{NODE}").get("status", {}).get("devices", [])
+    return sum(device.get("health") == "Healthy" for device in devices)
+
+
+def test_with_a_policy_that_acts_the_node_is_fenced_and_drained(ward: Ward) -> None:
+    namespace = manifests.CONTROLLER[0]
+    ward.lab.api.patch(
+        f"/api/v1/namespaces/{namespace}/configmaps/sickbay-policy", {"data": {"policy.yaml": AUTO}}
+    )
+    # A ConfigMap that is mounted changes within a minute or two; a new pod has it at once.
+    ward.lab.kubectl("rollout", "restart", "deployment/sickbay-controller", f"--namespace={namespace}")
+    ward.lab.kubectl(
+        "rollout", "status", "deployment/sickbay-controller", f"--namespace={namespace}", "--timeout=120s"
+    )
+    _kernel_says("0000:43:00")
+    wait_until(ward.cordoned, 60, "the cordon")
+
+    def held() -> Object | None:
+        found = [one for one in ward.sessions() if one.get("status", {}).get("phase") == "Held"]
+        return found[0] if found else None
+
+    session = wait_until(held, 60, "the session to be held")
+    assert session["spec"]["mode"] == "Auto"
+    assert session["status"]["reason"] == "NoRepairStep"
+    assert [entry["step"] for entry in session["status"]["journal"]] == ["Cordon", "Cordon", "Drain", "Drain"]
