@@ -25,11 +25,12 @@ test: fast  ## all tests: the fast ones, then the lab's (a real Kubernetes; they
 fast: $(READY)  ## the tests that need nothing but Python
 	$(BIN)/pytest tests/unit tests/property tests/contract -m "not deep" -n auto
 
-check: $(READY)  ## formatting, linters, types, import rules
+check: $(READY)  ## formatting, linters, types, import rules, alert rules (where promtool is installed)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	if command -v promtool >/dev/null; then promtool test rules alerts/tests/*.test.yaml; fi
 	$(BIN)/hadolint Dockerfile
 
 lab: $(READY)  ## a real Kubernetes on this machine, until Ctrl-C

@@ -54,13 +54,13 @@ def registry_of_agent() -> Registry:
     """The agent's metrics, to be described only."""
     outlet = DispatchOutlet(TracingOff(), node="")
     return agent_registry(
-        _no_snapshot,
+        _no_value,
         publish_histogram(),
         (
             ("dispatch", outlet.stages),
             ("allocation", outlet.allocation),
             ("allocation failures", outlet.failures),
-            ("kubelet metrics", KubeletMetrics(page=lambda: None, on_state=lambda _state, _message: None)),
+            ("kubelet metrics", KubeletMetrics(page=_no_value, on_state=lambda _state, _message: None)),
             ("tracing", TracingOff()),
         ),
     )
@@ -71,7 +71,7 @@ def registry_of_controller() -> Registry:
     return controller_registry(ControllerMetrics(), TracingOff())
 
 
-def _no_snapshot() -> NoReturn:
+def _no_value() -> NoReturn:
     """To describe a metric needs no value of it."""
     raise AssertionError
 

@@ -24,7 +24,7 @@ from health.report import ReportStatus
 from health.vocabulary import GROUP_VERSION
 from runtime.endpoint import Endpoint, ListenError
 from runtime.exposition import Exposition, Registry
-from runtime.kubelet_page import kubelet_session
+from runtime.kubelet_page import PageUnavailableError, kubelet_session, no_page
 from runtime.kubernetes import KubeconfigError, Session, session_from
 from runtime.tracing import start_tracing
 from runtime.version import VERSION
@@ -141,19 +141,17 @@ class _Cluster:
             self._published = True
             agent.publish_to(self._session, node=self.node, node_uid=self.node_uid)
 
-    def kubelet_page(self) -> Session | None:
-        """The node's kubelet as our account; None while it is not to be asked, or cannot be trusted."""
-        address = self._configuration.kubelet_address
-        if address is None or self._session is None:
-            return None
+    def kubelet_page(self) -> Session:
+        """The node's kubelet as our account. Raises PageUnavailableError while it is not to be asked."""
+        address, session = self._configuration.kubelet_address, self._session
+        if address is None:
+            no_page()
+        if session is None:
+            raise PageUnavailableError("there is no ServiceAccount to ask the kubelet with")
         if self._kubelet is None:
-            try:
-                self._kubelet = kubelet_session(
-                    self._session, address, node=self.node, authority=self._configuration.kubelet_authority
-                )
-            except KubeconfigError as error:
-                log.error("the kubelet's page is not read", extra={"why": str(error)})
-                self._configuration = msgspec.structs.replace(self._configuration, kubelet_address=None)
+            self._kubelet = kubelet_session(
+                session, address, node=self.node, authority=self._configuration.kubelet_authority
+            )
         return self._kubelet
 
     def _open(self) -> Session | None:
@@ -221,7 +219,7 @@ def _agent(
         if cluster
         else None,
         node=cluster.node if cluster else _node_name(configuration),
-        kubelet_page=cluster.kubelet_page if cluster else lambda: None,
+        kubelet_page=cluster.kubelet_page if cluster else no_page,
     )
 
 
@@ -231,9 +229,7 @@ def _registry(agent: NodeAgent) -> Registry:
         agent.snapshot,
         agent.published,
         (
-            ("dispatch", outlet.stages),
-            ("allocation", outlet.allocation),
-            ("allocation failures", outlet.failures),
+            *outlet.collectors,
             ("kubelet metrics", agent.kubelet_metrics),
             ("tracing", agent.tracer),
         ),

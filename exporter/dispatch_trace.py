@@ -1,7 +1,8 @@
 """A dispatch that is over, as it is remembered and as a trace. Pure.
 
 Its ids come from the pod's UID and the attempt, its times from what is remembered: an agent that is started again tells
-the same spans again, so nothing is lost that a killed process had still in its queue.
+the same spans again, so nothing is lost that a killed process had still in its queue. The root and `pod.scheduled`
+begin with the creation, which is cut to the second: they are drawn up to a second too long.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from exporter.dispatch import Progress
+from exporter.dispatch import Outcome, Progress
 from runtime.spans import AttributeValue, SpanRecord, dispatch_trace, span_id_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ATTEMPT = 1
 """A pod's containers may start many times; the pod itself is dispatched once."""
+_FAILURES = (Outcome.REJECTED, Outcome.FAILED, Outcome.DELETED)
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -41,20 +43,21 @@ class Dispatched(msgspec.Struct, frozen=True, kw_only=True):
     times: str = "watched"
 
     @classmethod
-    def of(cls, progress: Progress, failure: str, devices: tuple[str, ...]) -> Dispatched:
+    def of(cls, progress: Progress, outcome: Outcome, devices: tuple[str, ...]) -> Dispatched:
         """What is worth keeping of a pod that is ready, or will never be."""
         pod, stages = progress.pod, progress.stages
+        failure = (pod.reason or outcome) if outcome in _FAILURES else ""
         return cls(
             uid=pod.uid,
             namespace=pod.namespace,
             name=pod.name,
             resource=pod.resource,
             created=pod.created,
-            ended=pod.at if failure or not stages else stages[-1].ended,
+            ended=stages[-1].ended if outcome is Outcome.READY else pod.at,
             stages=tuple(Ended(stage.name, stage.ended) for stage in stages),
             devices=devices,
             failure=failure,
-            times="watched" if progress.measured else "api",
+            times=progress.times,
         )
 
 

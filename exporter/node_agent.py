@@ -38,6 +38,7 @@ from health.report import ReportSpec, ReportStatus
 from health.vocabulary import SourceState
 from health.xids import Catalogue
 from runtime.clock import Clock, SystemClock
+from runtime.kubelet_page import no_page
 from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER, POD_RESOURCES_SOCKET, PODS_SOCKET
 from runtime.kubernetes import Session
 from runtime.tracing import Tracer, TracingOff
@@ -50,6 +51,9 @@ TICK_SECONDS = 0.5
 
 HEARTBEAT_LIMIT = 30.0
 """Seconds without a fold after which the process counts as dead."""
+
+KEEP_DISPATCHES_SECONDS = 1.0
+"""At most so often is the state file written for the sake of dispatches alone: pods come several a second."""
 
 _BATCH = 512
 
@@ -85,12 +89,13 @@ class NodeAgent:
         clock: Clock | None = None,
         tracer: Tracer | None = None,
         node: str = "",
-        kubelet_page: Callable[[], Session | None] = lambda: None,
+        kubelet_page: Callable[[], Session] = no_page,
     ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._keeper = keeper
         self._kept = memory
+        self._kept_at = -KEEP_DISPATCHES_SECONDS
         self._node_uid = ""
         self._heartbeat = self._clock.monotonic()
         self._fold = Fold(
@@ -311,7 +316,7 @@ class NodeAgent:
                         self._fold.take(failed, now=self._clock.wall(), monotonic=self._clock.monotonic())
                 case Holdings():
                     told = True
-                    self.dispatch.take_holdings(event, self._clock.wall())
+                    self.dispatch.take_holdings(event)
         if told and self.dispatch.waits_for_devices:
             self._pod_resources.refresh()
         return told
@@ -357,12 +362,16 @@ class NodeAgent:
     def _keep(self) -> None:
         if self._keeper is None:
             return
-        memory = msgspec.structs.replace(
-            self._fold.memory(self._node_uid), dispatches=self.dispatch.remembered
-        )
+        now = self._clock.monotonic()
+        told = self.dispatch.remembered
+        if now - self._kept_at < KEEP_DISPATCHES_SECONDS and self._kept is not None:
+            told = self._kept.dispatches
+        memory = msgspec.structs.replace(self._fold.memory(self._node_uid), dispatches=told)
         if memory != self._kept:
-            self._kept = memory
-            self._keeper.offer(memory)
+            # Whatever is saved, the newest dispatches are saved with it.
+            self._kept = msgspec.structs.replace(memory, dispatches=self.dispatch.remembered)
+            self._kept_at = now
+            self._keeper.offer(self._kept)
 
     def _note_written(self, sequence: int, write: Write, seconds: float) -> None:
         if write is not Write.RENEWAL:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from health.accelerators import is_accelerator
-from runtime.kubelet_pods import Pod
+from runtime.kubelet_pods import ContainerState, Pod
 
 PODS = "pods"
 """The name of the source."""
@@ -15,23 +15,34 @@ PODS = "pods"
 ADMISSION_REASONS = frozenset(
     {
         "UnexpectedAdmissionError",
+        "TopologyAffinityError",
         "OutOfcpu",
         "OutOfmemory",
         "OutOfpods",
-        "TopologyAffinityError",
+        "OutOfephemeral-storage",
         "NodeAffinity",
+        "NodePorts",
         "Evicted",
     }
 )
-"""Reasons of a Failed pod that are shown by name (pkg/kubelet/lifecycle, eviction); all others are `other`."""
+"""Reasons of a rejected pod that are shown by name (pkg/kubelet/lifecycle, cm/topologymanager, eviction)."""
+
+DEVICE_REASON = "UnexpectedAdmissionError"
+"""The kubelet's reason where the device plugin, or its own table of devices, gave none (pkg/kubelet/lifecycle)."""
+
+_ARRIVED = "kubernetes.io/config.seen"
+"""When the kubelet got the pod from its source, in nanoseconds; written by it alone (pkg/kubelet/config/config.go)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSeen:
-    """One look at one pod. Times of the API have whole seconds; `at` is when we saw it.
+    """One look at one pod. Times of the API have whole seconds, cut; `at` is when we saw it.
 
-    `resource` is its accelerator's name. `listed`: it was there when the watch began, so nobody saw it come.
-    `running` and `ready` are when all its containers had started and the pod became Ready, as the API says.
+    `resource` is its accelerator's name, `devices` those that it was given where the pod itself says so (KEP-4680).
+    `listed`: it was there when a watch, or polling, began. `polled`: somebody looked; it is not said when it changed.
+    `arrived` is when the kubelet got it, to the microsecond. `admitted` is the pod's startTime, which a pod that is
+    rejected has too. `running` and `ready` are when all its containers had started and the pod became Ready.
+    `began`: its containers have a status, so the kubelet did not reject it.
     """
 
     uid: str
@@ -41,31 +52,45 @@ class PodSeen:
     created: datetime
     at: datetime
     scheduled: datetime | None = None
+    arrived: datetime | None = None
     admitted: datetime | None = None
     running: datetime | None = None
     ready: datetime | None = None
     phase: str = ""
     reason: str = ""
+    devices: tuple[str, ...] = ()
+    began: bool = False
+    restarted: bool = False
     deleted: bool = False
     listed: bool = False
+    polled: bool = False
 
     @property
-    def failed(self) -> bool:
-        """Whether it ended without success."""
-        return self.phase == "Failed"
+    def ended(self) -> bool:
+        """Whether its containers have ended for good, or will never start."""
+        return self.phase in ("Failed", "Succeeded")
 
     @property
-    def refused(self) -> bool:
-        """Whether the kubelet refused it although the scheduler had found room."""
-        return self.failed and self.reason == "UnexpectedAdmissionError"
+    def rejected(self) -> bool:
+        """Whether the kubelet did not admit it."""
+        return self.phase == "Failed" and not self.began
+
+    @property
+    def live(self) -> bool:
+        """Whether `at` is when the pod changed."""
+        return not (self.listed or self.polled)
 
 
 @dataclass(frozen=True, slots=True)
 class PodsListed:
-    """The pods that there are, by UID: others are gone."""
+    """The pods that there are, by UID. `gap`: nobody looked before, so what became of the others is not known.
+
+    A kubelet that has just started shows no pod for a moment.
+    """
 
     uids: frozenset[str]
     at: datetime
+    gap: bool = True
 
 
 def seen(pod: Pod, *, at: datetime, deleted: bool = False, listed: bool = False) -> PodSeen | None:
@@ -81,8 +106,7 @@ def seen(pod: Pod, *, at: datetime, deleted: bool = False, listed: bool = False)
         return None
     conditions = {one.type: one for one in pod.status.conditions}
     statuses = pod.status.container_statuses
-    started = [one.state.running.started_at for one in statuses if one.state.HasField("running")]
-    all_started = len(started) == len(pod.spec.containers) and bool(started)
+    started = [_started(one.state) for one in statuses]
     return PodSeen(
         uid=pod.metadata.uid,
         namespace=pod.metadata.namespace,
@@ -91,11 +115,19 @@ def seen(pod: Pod, *, at: datetime, deleted: bool = False, listed: bool = False)
         created=_time(pod.metadata.creation_timestamp) or at,
         at=at,
         scheduled=_since(conditions.get("PodScheduled")),
+        arrived=_parsed(pod.metadata.annotations.get(_ARRIVED)),
         admitted=_time(pod.status.start_time) if pod.status.HasField("start_time") else None,
-        running=max((_time(one) or at for one in started), default=None) if all_started else None,
+        running=_latest(started, of=len(pod.spec.containers)),
         ready=_since(conditions.get("Ready")),
         phase=pod.status.phase,
         reason=pod.status.reason,
+        devices=_devices(
+            (given.name, (one.resource_id for one in given.resources))
+            for status in statuses
+            for given in status.allocated_resources_status
+        ),
+        began=bool(statuses),
+        restarted=any(one.restart_count for one in statuses),
         deleted=deleted,
         listed=listed,
     )
@@ -106,9 +138,10 @@ def resource_of(names: Iterable[str]) -> str:
     return min((name for name in names if is_accelerator(name)), default="")
 
 
-def failure_reason(pod: PodSeen) -> str:
-    """Why it failed, as one of a bounded set of words."""
-    return pod.reason if pod.reason in ADMISSION_REASONS else "other"
+def rejection_reason(pod: PodSeen) -> str:
+    """Why it was rejected, as one of a bounded set of words."""
+    known = pod.reason in ADMISSION_REASONS or pod.reason == f"OutOf{pod.resource}"
+    return pod.reason if known else "other"
 
 
 def from_page(item: Mapping[str, object], *, at: datetime, listed: bool) -> PodSeen | None:
@@ -116,24 +149,21 @@ def from_page(item: Mapping[str, object], *, at: datetime, listed: bool) -> PodS
 
     Raises KeyError, TypeError, ValueError and AttributeError for what is not a pod.
     """
-    found: Mapping[str, object] = item
-    metadata, spec, status = (dict(found[key]) for key in ("metadata", "spec", "status"))  # type: ignore[call-overload]
+    metadata, spec, status = (dict(item[key]) for key in ("metadata", "spec", "status"))  # type: ignore[call-overload]
     containers = [*spec.get("containers", []), *spec.get("initContainers", [])]
     resource = resource_of(
         name
         for container in containers
         for quantities in container.get("resources", {}).values()
         if isinstance(quantities, dict)
-        for name in quantities
+        for name, quantity in quantities.items()
+        if str(quantity).strip("0")
     )
     if not resource:
         return None
     conditions = {one["type"]: one for one in status.get("conditions", [])}
-    running = [
-        one["state"]["running"]["startedAt"]
-        for one in status.get("containerStatuses", [])
-        if "running" in one.get("state", {})
-    ]
+    statuses = status.get("containerStatuses", [])
+    started = [_started_on_page(one.get("state", {})) for one in statuses]
     return PodSeen(
         uid=metadata["uid"],
         namespace=metadata["namespace"],
@@ -142,15 +172,43 @@ def from_page(item: Mapping[str, object], *, at: datetime, listed: bool) -> PodS
         created=_parsed(metadata.get("creationTimestamp")) or at,
         at=at,
         scheduled=_transition(conditions.get("PodScheduled")),
+        arrived=_parsed(metadata.get("annotations", {}).get(_ARRIVED)),
         admitted=_parsed(status.get("startTime")),
-        running=max(map(_parsed_now, running))
-        if running and len(running) == len(spec["containers"])
-        else None,
+        running=_latest(started, of=len(spec["containers"])),
         ready=_transition(conditions.get("Ready")),
         phase=status.get("phase", ""),
         reason=status.get("reason", ""),
+        devices=_devices(
+            (given["name"], (one["resourceID"] for one in given.get("resources", [])))
+            for one in statuses
+            for given in one.get("allocatedResourcesStatus", [])
+        ),
+        began=bool(statuses),
+        restarted=any(one.get("restartCount", 0) for one in statuses),
         listed=listed,
+        polled=True,
     )
+
+
+def _devices(given: Iterable[tuple[str, Iterable[str]]]) -> tuple[str, ...]:
+    """The devices' own names; NVIDIA's plugin appends `::N` where it shares a device."""
+    return tuple(
+        sorted({one.partition("::")[0] for name, ids in given if is_accelerator(name) for one in ids})
+    )
+
+
+def _latest(started: Iterable[datetime | None], *, of: int) -> datetime | None:
+    """When the last of so many containers started; None while one has not."""
+    moments = [moment for moment in started if moment is not None]
+    return max(moments) if moments and len(moments) == of else None
+
+
+def _started(state: ContainerState) -> datetime | None:
+    return _time(state.running.started_at) or _time(state.terminated.started_at)
+
+
+def _started_on_page(state: Mapping[str, Mapping[str, str]]) -> datetime | None:
+    return _parsed((state.get("running") or state.get("terminated") or {}).get("startedAt"))
 
 
 def _time(time: object) -> datetime | None:
@@ -174,8 +232,9 @@ def _transition(condition: Mapping[str, str] | None) -> datetime | None:
 
 
 def _parsed(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
-
-
-def _parsed_now(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    """A time of RFC 3339 in UTC; None for what is none, or has no zone."""
+    try:
+        time = datetime.fromisoformat(text) if text else None
+        return time.astimezone(UTC) if time is not None and time.tzinfo else None
+    except (OverflowError, ValueError):
+        return None

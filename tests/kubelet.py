@@ -1,16 +1,26 @@
-"""The side of the kubelet that device plugins see, for tests without one: registration, and who is connected."""
+"""What a kubelet serves on its machine, for tests without one: registration of device plugins, and the Pods API."""
 
 from __future__ import annotations
 
+import queue
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.kubelet_messages import AllocateRequest, AllocateResponse, Empty, RegisterRequest
 from runtime.kubelet_messages import PreferredAllocationRequest as PreferredRequest
 from runtime.kubelet_messages import PreferredAllocationResponse as PreferredResponse
-from runtime.kubelet_rpc import ALLOCATE, GET_PREFERRED, KUBELET_SOCKET_NAME, LIST_AND_WATCH, REGISTER
+from runtime.kubelet_pods import EventType, Pod, WatchPodsEvent
+from runtime.kubelet_rpc import (
+    ALLOCATE,
+    GET_PREFERRED,
+    KUBELET_SOCKET_NAME,
+    LIST_AND_WATCH,
+    REGISTER,
+    WATCH_PODS,
+)
 from runtime.unix_rpc import RpcError, UnixClient
-from runtime.unix_server import Connection, RefusedError, UnixServer, unary
+from runtime.unix_server import Connection, RefusedError, UnixServer, streaming, unary
 
 
 class FakeKubelet:
@@ -70,3 +80,63 @@ class FakeKubelet:
         with self._lock:
             del self._plugins[resource]
         client.close()
+
+
+class FakePodsApi:
+    """The kubelet's pods: every watch gets those that are there, a word that these were all, and what happens then."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pods: dict[str, Pod] = {}
+        self.watches = 0
+        self._lock = threading.Lock()
+        self._told: list[queue.SimpleQueue[WatchPodsEvent | None]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Serve, as a kubelet that has started again; its pods are those of before."""
+        self._server = UnixServer(self.path, [streaming(WATCH_PODS, self._watch)])
+        self._server.start()
+
+    def stop(self) -> None:
+        """End, with all watches."""
+        with self._lock:
+            for told in self._told:
+                told.put(None)
+            self._told.clear()
+        self._server.stop()
+
+    def put(self, pod: Pod) -> None:
+        """A pod has come or changed."""
+        with self._lock:
+            kind = EventType.MODIFIED if pod.metadata.uid in self.pods else EventType.ADDED
+            self.pods[pod.metadata.uid] = pod
+            self._tell(WatchPodsEvent(type=kind, pod=pod.SerializeToString()))
+
+    def remove(self, pod: Pod) -> None:
+        """A pod has gone; the kubelet tells its name and UID."""
+        with self._lock:
+            del self.pods[pod.metadata.uid]
+            self._tell(
+                WatchPodsEvent(type=EventType.DELETED, pod=Pod(metadata=pod.metadata).SerializeToString())
+            )
+
+    def say(self, event: WatchPodsEvent) -> None:
+        """Anything."""
+        with self._lock:
+            self._tell(event)
+
+    def _tell(self, event: WatchPodsEvent) -> None:
+        for told in self._told:
+            told.put(event)
+
+    def _watch(self, _request: object, _connection: Connection) -> Iterator[WatchPodsEvent]:
+        told: queue.SimpleQueue[WatchPodsEvent | None] = queue.SimpleQueue()
+        with self._lock:
+            for pod in self.pods.values():
+                told.put(WatchPodsEvent(type=EventType.ADDED, pod=pod.SerializeToString()))
+            told.put(WatchPodsEvent(type=EventType.INITIAL_SYNC_COMPLETE))
+            self._told.append(told)
+            self.watches += 1
+        while (event := told.get()) is not None:
+            yield event

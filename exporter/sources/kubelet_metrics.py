@@ -16,7 +16,8 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from health.vocabulary import SourceState
-from runtime.api_errors import ApiError, Forbidden, Unauthorized
+from runtime.api_errors import ApiError
+from runtime.kubelet_page import PageUnavailableError, is_refused
 from runtime.kubernetes import Session
 
 KUBELET_METRICS = "kubelet-metrics"
@@ -72,7 +73,7 @@ class KubeletMetrics:
     def __init__(
         self,
         *,
-        page: Callable[[], Session | None],
+        page: Callable[[], Session],
         on_state: Callable[[SourceState, str], None],
     ) -> None:
         self._page = page
@@ -115,20 +116,18 @@ class KubeletMetrics:
             wait = INTERVAL_SECONDS if known else max(FIRST_SECONDS, min(2 * wait, INTERVAL_SECONDS))
 
     def _ask(self) -> bool:
-        page = self._page()
-        if page is None:
-            self._say(SourceState.UNSUPPORTED, "the kubelet's page is not to be read")
-            return False
         try:
-            self._found = parse(page.get("/metrics", timeout=(2.0, 10.0)).body)
-        except (Forbidden, Unauthorized) as error:
-            self._found = {}
-            self._say(SourceState.UNSUPPORTED, f"the kubelet's /metrics: {error}")
-            return True
+            self._found = parse(self._page().get("/metrics", timeout=(2.0, 10.0)).body)
+        except PageUnavailableError as error:
+            self._say(SourceState.UNSUPPORTED, str(error))
+            return False
         except ApiError as error:
             self._found = {}
-            self._say(SourceState.FAILED, f"the kubelet's /metrics: {error}")
-            return False
+            refused = is_refused(error)
+            self._say(
+                SourceState.UNSUPPORTED if refused else SourceState.FAILED, f"the kubelet's /metrics: {error}"
+            )
+            return refused
         self._say(SourceState.LIVE, "")
         return True
 

@@ -19,10 +19,11 @@ from exporter.pods import PodSeen, PodsListed, from_page, seen
 from health.vocabulary import SourceState
 from runtime.api_errors import ApiError
 from runtime.clock import Clock, SystemClock
+from runtime.kubelet_page import PageUnavailableError, is_refused, no_page
 from runtime.kubelet_pods import EventType
 from runtime.kubelet_rpc import PODS_SOCKET, PodsClient, PodWatch
 from runtime.kubernetes import Session
-from runtime.unix_rpc import RpcError, UnsupportedError, identity
+from runtime.unix_rpc import Identity, RpcError, UnsupportedError, identity
 
 PAUSE_SECONDS = (0.5, 10.0)
 """Between two attempts to watch: the first, and the most."""
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 class PodsSource:
     """Watches, or polls, on a thread of its own; callbacks run there and get immutable values.
 
-    `on_state`: Unsupported where there is neither the socket nor a page that may be read, Failed where there was one.
+    `on_state`: Unsupported where there is neither the socket nor a page that may be read (no address, no credential,
+    a certificate that proves nothing, a refusal), Failed where there was one or it does not answer.
     """
 
     def __init__(
@@ -44,14 +46,19 @@ class PodsSource:
         on_pod: Callable[[PodSeen | PodsListed], None],
         on_state: Callable[[SourceState, str], None],
         socket: Path = PODS_SOCKET,
-        page: Callable[[], Session | None] = lambda: None,
+        page: Callable[[], Session] = no_page,
         clock: Clock | None = None,
+        pause: tuple[float, float] = PAUSE_SECONDS,
+        poll: float = POLL_SECONDS,
     ) -> None:
         self._on_pod = on_pod
         self._on_state = on_state
         self._socket = socket
         self._page = page
         self._clock = clock or SystemClock()
+        self._pause = pause
+        self._poll = poll
+        self._unsupported: Identity | None = None
         self._closing = threading.Event()
         self._said: tuple[SourceState, str] | None = None
         self._worked = False
@@ -75,28 +82,32 @@ class PodsSource:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        pause = PAUSE_SECONDS[0]
+        pause = self._pause[0]
         while not self._closing.is_set():
             try:
                 worked = self._look()
             except Exception:
                 log.exception("the pods source failed in a way nobody foresaw")
                 worked = False
-            pause = PAUSE_SECONDS[0] if worked else min(2 * pause, PAUSE_SECONDS[1])
+            pause = self._pause[0] if worked else min(2 * pause, self._pause[1])
             self._closing.wait(pause)
 
     def _look(self) -> bool:
         """Watch until the watch ends, or poll once; whether it told anything."""
-        if identity(self._socket) is not None:
-            return self._watched()
-        page = self._page()
-        if page is not None:
-            return self._polled(page)
-        gone = SourceState.FAILED if self._worked else SourceState.UNSUPPORTED
-        self._say(gone, f"no socket {self._socket}, and the kubelet's page is not to be read")
-        return False
+        found = identity(self._socket)
+        if found is not None and found != self._unsupported:
+            return self._watched(found)
+        try:
+            return self._polled(self._page(), found)
+        except PageUnavailableError as error:
+            gone = SourceState.FAILED if self._worked else SourceState.UNSUPPORTED
+            self._say(gone, f"{self._no_socket(found)}, and {error}")
+            return False
 
-    def _watched(self) -> bool:
+    def _no_socket(self, found: Identity | None) -> str:
+        return f"no {'Pods API at' if found else 'socket'} {self._socket}"
+
+    def _watched(self, found: Identity) -> bool:
         client = self._client = PodsClient(self._socket)
         told = False
         try:
@@ -122,8 +133,9 @@ class PodsSource:
                         self._on_pod(pod)
             if not self._closing.is_set():
                 self._say(SourceState.STALE, "the kubelet ended the watch")
-        except UnsupportedError as error:
-            self._say(SourceState.UNSUPPORTED, str(error))
+        except UnsupportedError:
+            self._unsupported = found
+            return True
         except RpcError as error:
             if not self._closing.is_set():
                 self._say(SourceState.FAILED if not told else SourceState.STALE, str(error))
@@ -131,27 +143,28 @@ class PodsSource:
             client.close()
         return told
 
-    def _polled(self, page: Session) -> bool:
-        """Poll until it fails or the socket appears."""
+    def _polled(self, page: Session, found: Identity | None) -> bool:
+        """Poll until it fails, or the socket is another one than was found; whether it told anything."""
         first = True
-        while not self._closing.is_set() and identity(self._socket) is None:
+        while not self._closing.is_set() and identity(self._socket) == found:
             try:
                 body = page.get("/pods", timeout=(2.0, 5.0)).body
                 items = msgspec.json.decode(body, type=dict[str, Any]).get("items") or []
                 now = self._clock.wall()
                 pods = [found for item in items if (found := from_page(item, at=now, listed=first))]
             except ApiError as error:
-                self._say(SourceState.FAILED, f"the kubelet's /pods: {error}")
+                state = SourceState.UNSUPPORTED if is_refused(error) else SourceState.FAILED
+                self._say(state, f"{self._no_socket(found)}, and the kubelet's /pods: {error}")
                 return not first
             except (msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError) as error:
                 self._say(SourceState.FAILED, f"the kubelet's /pods is not a list of pods: {error!r}")
                 return not first
             for pod in pods:
                 self._on_pod(pod)
-            self._on_pod(PodsListed(frozenset(pod.uid for pod in pods), now))
+            self._on_pod(PodsListed(frozenset(pod.uid for pod in pods), now, gap=first))
             self._worked, first = True, False
             self._say(SourceState.LIVE, "polls the kubelet's page")
-            self._closing.wait(POLL_SECONDS)
+            self._closing.wait(self._poll)
         return True
 
     def _say(self, state: SourceState, message: str) -> None:

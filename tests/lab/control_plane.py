@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import urllib3
@@ -37,7 +38,14 @@ class ControlPlane:
     """Four processes and the files they need, all below `folder`."""
 
     def __init__(
-        self, folder: Path, *, processes: Processes, binaries: dict[str, Path], ports: Ports, fsync: bool
+        self,
+        folder: Path,
+        *,
+        processes: Processes,
+        binaries: dict[str, Path],
+        ports: Ports,
+        services: IPv4Network,
+        fsync: bool,
     ) -> None:
         self.folder = folder
         self.server = f"https://127.0.0.1:{ports.server}"
@@ -48,6 +56,7 @@ class ControlPlane:
         self._processes = processes
         self._binaries = binaries
         self._ports = ports
+        self._services = services
         self._fsync = fsync
 
     def launch(self) -> None:
@@ -56,7 +65,7 @@ class ControlPlane:
         private, public = service_account_key()
         write_private(self.folder / "service-account.key", private)
         (self.folder / "service-account.pub").write_bytes(public)
-        hosts = ("localhost", "127.0.0.1", "kubernetes.default.svc", "10.0.0.1")
+        hosts = ("localhost", "127.0.0.1", "kubernetes.default.svc", str(self._services[1]))
         self.authority.server("kube-apiserver", hosts).write(self.folder, "server")
         self.authority.client("sickbay-lab-admin", ["system:masters"]).write(self.folder, "admin")
         self.authority.client("kube-apiserver-kubelet", ["system:masters"]).write(
@@ -137,7 +146,7 @@ class ControlPlane:
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
-            "--service-cluster-ip-range=10.0.0.0/24",
+            f"--service-cluster-ip-range={self._services}",
             f"--client-ca-file={self.ca_path}",
             f"--tls-cert-file={folder}/server.crt",
             f"--tls-private-key-file={folder}/server.key",

@@ -1,7 +1,8 @@
-"""Forward connections to the Service address of the API server: `python -m tests.lab.forward PORT`.
+"""Forward connections to the API server's Service address: `python -m tests.lab.forward ADDRESS PORT`.
 
-The lab has no kube-proxy. Pods with an address of their own reach 10.0.0.1:443 at the host's end of their veth pair,
-where this listens, also before the first pod has brought that address into being (IP_FREEBIND, ip(7)).
+The lab has no kube-proxy. Pods with an address of their own reach ADDRESS:443 at the host's end of their veth pair,
+where this listens, also before the first pod has brought that address into being (IP_FREEBIND, ip(7)). PORT is the
+API server's on loopback.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import contextlib
 import socket
 import sys
 
-SERVICE = ("10.0.0.1", 443)
+IP_FREEBIND = 15
+"""linux/in.h; the module socket does not name it."""
+HTTPS = 443
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -22,12 +25,12 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def forward(port: int) -> None:
-    """Until the process ends. Raises OSError where another lab listens there."""
+async def forward(address: str, port: int) -> None:
+    """Until the process ends. Raises OSError where somebody else listens there."""
     listener = socket.socket()
-    listener.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND
+    listener.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(SERVICE)
+    listener.bind((address, HTTPS))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -43,4 +46,4 @@ async def forward(port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(forward(int(sys.argv[1])))
+    asyncio.run(forward(sys.argv[1], int(sys.argv[2])))

@@ -7,6 +7,7 @@ with Lab(nodes=("n1", "n2")) as lab:
 import json
 import time
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,10 @@ class Lab:
     """The administrator's JSON client."""
     kubeconfig: Path
     """The administrator's kubeconfig file."""
+    services: IPv4Network
+    """Addresses of Services; the first is the API server's, as pods know it."""
+    pod_addresses: IPv4Network
+    """Addresses of pods that do not share the host's network (`tests.lab.pod_network`)."""
     processes: Processes
     """Starts further children (agents, controllers) that end with the lab."""
     start_seconds: float
@@ -66,6 +71,7 @@ class Lab:
 
     def _start(self, claim: reaper.Claim, begun: float) -> None:
         self.folder = claim.folder
+        self.services, self.pod_addresses = claim.subnet.subnets()
         self._next_port = claim.first_port
         self._last_port = claim.first_port + reaper.PORTS_PER_SLOT - 1
         self.processes = Processes(self.folder)
@@ -76,6 +82,7 @@ class Lab:
             processes=self.processes,
             binaries=self._binaries,
             ports=Ports(*(self.port() for _ in range(5))),
+            services=self.services,
             fsync=self._fsync,
         )
         self.control_plane.launch()

@@ -19,7 +19,8 @@ from typing import NoReturn
 
 from tests.lab.mounts import MS_REC, MS_SHARED, bind, mount
 
-# The kubelet writes these and the machine's own must not change (kubernetes pkg/kubelet/cm, setupKernelTunables).
+# The kubelet writes these (kubernetes pkg/kubelet/cm, setupKernelTunables), the last one the CNI plugin `ptp`; the
+# machine's own must not change.
 SYSCTLS = (
     "vm/overcommit_memory",
     "vm/panic_on_oom",
@@ -27,6 +28,7 @@ SYSCTLS = (
     "kernel/panic_on_oops",
     "kernel/keys/root_maxkeys",
     "kernel/keys/root_maxbytes",
+    "net/ipv4/ip_forward",
 )
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 START_DEADLINE_S = 60.0

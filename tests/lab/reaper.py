@@ -8,6 +8,7 @@ are removed. Ports come in slots of 40, each held by a flock for the lab's life.
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import os
 import shutil
 import signal
@@ -32,6 +33,8 @@ FIRST_PORT = 20_000
 SLOTS = 300
 PORTS_PER_SLOT = 40
 KILL_DEADLINE_S = 5.0
+# Set apart for tests between networks (RFC 2544), so no laptop's network uses it: a /24 for each slot.
+ADDRESSES = ipaddress.IPv4Network("198.18.0.0/15")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,12 @@ class Claim:
     @property
     def cgroup_prefix(self) -> str:
         return f"{CGROUP_PREFIX}{self.folder.name}-"
+
+    @property
+    def subnet(self) -> ipaddress.IPv4Network:
+        """256 addresses for this lab's Services and pods."""
+        number = (self.first_port - FIRST_PORT) // PORTS_PER_SLOT
+        return ipaddress.IPv4Network((int(ADDRESSES.network_address) + 256 * number, 24))
 
     def release(self) -> None:
         """Remove everything that carries this lab's ID, then free the locks.

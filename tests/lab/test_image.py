@@ -3,6 +3,8 @@
 What the lab changes of the manifests, and why: the DaemonSet's state folder and boot ID (a lab node shares the
 machine's), and the agent's configuration (simulated devices; kernel lines of userspace are believed, for nobody else
 can write into the machine's /dev/kmsg). The controller's Deployment runs unchanged under Pod Security `restricted`.
+
+It has a lab of its own: the controller's pods go to any node, and only this one has the image and a pod network.
 """
 
 from __future__ import annotations
@@ -19,12 +21,11 @@ import pytest
 from simulation.machine import h100_machine, save
 from tests.lab import manifests
 from tests.lab.api import ApiError, Object
-from tests.lab.conftest import clean
 from tests.lab.images import PROJECT
 from tests.lab.lab import Lab
 from tests.lab.node import Node
 from tests.lab.pod_network import pod_network
-from tests.lab.processes import wait_until
+from tests.lab.processes import log_tail, wait_until
 from tests.lab.rig import XID_79, sum_of
 
 pytestmark = pytest.mark.timeout(900)
@@ -83,7 +84,8 @@ class Ward:
                 )
                 for pod in self.lab.api.items(f"/api/v1/namespaces/{namespace}/pods")
             ]
-            raise AssertionError(f"{error}\n{told[-4000:]}\n{logs}\n{self.node.logs}") from error
+            tails = "\n".join(map(log_tail, self.node.logs))
+            raise AssertionError(f"{error}\n{told[-4000:]}\n{logs}\n{tails}") from error
         return self.pods(namespace)
 
     def metric(self, pod: Object, port: int, name: str, **labels: str) -> float:
@@ -96,8 +98,26 @@ class Ward:
     def sessions(self) -> list[Object]:
         return self.lab.api.items(manifests.SESSIONS)
 
+    def kept(self) -> Object:
+        """What of the node nobody but people and repair change."""
+        found = self.lab.api.get(f"/api/v1/nodes/{NODE}")
+        return {
+            "spec": found["spec"],
+            **{key: found["metadata"].get(key) for key in ("labels", "annotations")},
+        }
+
     def cordoned(self) -> bool:
-        return bool(self.lab.api.get(f"/api/v1/nodes/{NODE}")["spec"].get("unschedulable"))
+        return bool(self.kept()["spec"].get("unschedulable"))
+
+    def changes_of_nodes(self) -> list[str]:
+        """What Sickbay asked the API server to change on Nodes and pods, conditions aside; from the audit log."""
+        return [
+            f"{event['verb']} {event['requestURI']}"
+            for event in _asked_by_sickbay(self.lab)
+            if event["verb"] not in ("get", "list", "watch")
+            and event.get("objectRef", {}).get("resource") in ("nodes", "pods")
+            and event["objectRef"].get("subresource") != "status"
+        ]
 
     def status_of(self, pod: Object) -> dict[str, str]:
         """/proc/PID/status of the pod's first process that is ours, and how its root is mounted (`root`: ro or rw)."""
@@ -128,9 +148,28 @@ def _process(folder: Path) -> dict[str, str] | None:
 
 
 @pytest.fixture(scope="module")
-def ward(lab: Lab, archive: Path) -> Iterator[Ward]:
-    manifests.apply(lab)
-    node = lab.add_node(NODE, labels={"nvidia.com/gpu.present": "true"})
+def ward(archive: Path) -> Iterator[Ward]:
+    with Lab() as lab:
+        node = lab.add_node(NODE, labels={"nvidia.com/gpu.present": "true"})
+        manifests.apply(lab)
+        _import_image(node, archive)
+        with pod_network(lab, node):
+            lab.kubectl("apply", "--validate=strict", "-k", manifests.DEPLOY)
+            _adapt_agent(lab)
+            yield Ward(lab, node)
+        events = _asked_by_sickbay(lab)
+    refused = [event for event in events if event.get("responseStatus", {}).get("code") in (401, 403)]
+    assert events
+    assert not refused, f"Sickbay asked for what it may not have: {refused[:3]}"
+
+
+def _asked_by_sickbay(lab: Lab) -> list[Object]:
+    """The audit log's events of our two programs."""
+    ours = ("sickbay-agent/", "sickbay-controller/")
+    return [event for event in lab.audit_events() if event.get("userAgent", "").startswith(ours)]
+
+
+def _import_image(node: Node, archive: Path) -> None:
     mine = node.kubelet_dir / "sickbay"
     mine.mkdir()
     save(mine / "machine.json", h100_machine(NODE))
@@ -143,33 +182,6 @@ def ward(lab: Lab, archive: Path) -> Iterator[Ward]:
         timeout=120,
     )
     shared.unlink()
-    begun = len(lab.audit_events())
-    with pod_network(lab, node):
-        try:
-            for name in manifests.WORKLOADS:
-                lab.kubectl("apply", "--validate=strict", "-f", manifests.DEPLOY / "manifests" / name)
-            _adapt_agent(lab)
-            yield Ward(lab, node)
-        finally:
-            for name in manifests.WORKLOADS:
-                lab.kubectl(
-                    "delete", "--wait=false", "-f", manifests.DEPLOY / "manifests" / name, check=False
-                )
-            for namespace in (manifests.AGENT[0], manifests.CONTROLLER[0]):
-                wait_until(
-                    lambda where=namespace: not lab.api.items(f"/api/v1/namespaces/{where}/pods"),  # type: ignore[misc]
-                    60,
-                    f"the pods of {namespace} to be gone",
-                )
-            clean(lab)
-            lab.remove_node(NODE)
-    refused = [
-        event
-        for event in lab.audit_events()[begun:]
-        if event.get("userAgent", "").startswith("sickbay-")
-        and event.get("responseStatus", {}).get("code") in (401, 403)
-    ]
-    assert not refused, f"Sickbay asked for what it may not have: {refused[:3]}"
 
 
 def _adapt_agent(lab: Lab) -> None:
@@ -244,10 +256,18 @@ def test_the_manifests_run_the_image_and_the_default_policy_only_observes(ward: 
         "the leading controller to see a healthy node",
         ignoring=(OSError,),
     )
+    before = ward.kept()
     _kernel_says("0000:3b:00")
-    (session,) = wait_until(ward.sessions, 30, "a session")
+
+    def journalled() -> Object | None:
+        found = [one for one in ward.sessions() if one.get("status", {}).get("journal")]
+        return found[0] if found else None
+
+    session = wait_until(journalled, 30, "a session that says what would be done")
     assert session["spec"]["mode"] == "Observe"
-    assert not ward.cordoned()
+    assert session["status"]["journal"][0]["step"] == "Cordon"
+    assert ward.kept() == before
+    assert ward.changes_of_nodes() == []
 
 
 def _reported(ward: Ward) -> int:
@@ -267,6 +287,7 @@ def test_with_a_policy_that_acts_the_node_is_fenced_and_drained(ward: Ward) -> N
     )
     _kernel_says("0000:43:00")
     wait_until(ward.cordoned, 60, "the cordon")
+    assert ward.changes_of_nodes()
 
     def held() -> Object | None:
         found = [one for one in ward.sessions() if one.get("status", {}).get("phase") == "Held"]

@@ -327,7 +327,7 @@ class RemediationMonitor:
             self._evident(node, session)
         gang = gang_of(pod)
         if verb == "evict" and gang and not pod.finished:
-            self._one_node_of(gang, session.metadata.name)
+            self._one_node_of(gang, session)
 
     def _open_session(self, node: Document) -> AcceleratorRemediation:
         stored = self._world.api.objects[REMEDIATIONS].values()
@@ -355,17 +355,22 @@ class RemediationMonitor:
         told = {(item["kind"], item.get("deviceUUID", "")) for item in found.get("faults", ())}
         assert any(item.identity in told for item in lasting), "the faults are gone"
 
-    def _one_node_of(self, gang: str, session: str) -> None:
+    def _one_node_of(self, gang: str, session: AcceleratorRemediation) -> None:
+        """A drain that begins anew has given its gangs free in between, and claims those that are still there."""
+        name, drain = session.metadata.name, session.current.drain
+        assert drain is not None and gang in drain.gangs, "a gang is claimed before its pods are evicted"
         sessions = self.gangs.setdefault(gang, set())
-        sessions.add(session)
+        sessions.add(name)
         stored = self._world.api.objects[REMEDIATIONS]
         busy = [
             other
-            for other in sessions - {session}
+            for other in sessions - {name}
             if (found := session_of(stored[other]) if other in stored else None) is not None
             and found.current.phase in DRAINING_OR_REPAIRING
+            and found.current.drain is not None
+            and gang in found.current.drain.gangs
         ]
-        assert not busy, f"{gang} is disrupted by {busy} and {session}"
+        assert not busy, f"{gang} is disrupted by {busy} and {name}"
 
     def _started(self, call: Call) -> None:
         assert call.after is not None

@@ -387,7 +387,7 @@ def machine(examples: int, steps: int) -> settings:
 class TestRemediation(Remediation.TestCase):
     """Short runs, many of them."""
 
-    settings = machine(100, 50)
+    settings = machine(80, 50)
 
 
 @pytest.mark.deep

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import sickbay
 from docs import generate
+from remediation.drain_policy import DrainPolicy
+from remediation.plugin_policy import DevicePluginPolicy
+from remediation.policy import Budgets, Match, Policy, Rule, StartRate, load_policy
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -44,3 +48,27 @@ def test_the_readmes_explanation_is_what_explain_prints(capsys: pytest.CaptureFi
 )
 def test_every_make_target_of_the_readme_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def _policies(page: Path) -> list[str]:
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [block for block in blocks if "kind: Policy" in block]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "docs" / "policy.md"], ids=lambda page: page.name
+)
+def test_every_policy_that_is_shown_is_one(page: Path, tmp_path: Path) -> None:
+    shown = _policies(page)
+    assert shown
+    for number, text in enumerate(shown):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text, encoding="utf-8")
+        assert load_policy(file).rules
+
+
+def test_the_policys_page_names_every_key() -> None:
+    page = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    structs = (Policy, Rule, Match, Budgets, StartRate, DrainPolicy, DevicePluginPolicy)
+    keys = {field.encode_name for struct in structs for field in msgspec.structs.fields(struct)}
+    assert {key for key in keys if not re.search(rf"\b{key}\b", page)} == set()

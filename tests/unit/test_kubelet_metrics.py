@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.sources.kubelet_metrics import Allocations, KubeletMetrics, parse
+from runtime.kubelet_page import no_page
 
 PAGE = b"""\
 # HELP kubelet_device_plugin_alloc_duration_seconds [ALPHA] Duration in seconds.
@@ -43,7 +44,7 @@ def test_no_page_breaks_it(page: bytes) -> None:
 
 
 def test_the_collector_shows_what_was_read_last(tmp_path: Path) -> None:
-    source = KubeletMetrics(page=lambda: None, on_state=lambda _state, _message: None)
+    source = KubeletMetrics(page=no_page, on_state=lambda _state, _message: None)
     source._found = parse(PAGE)
     (family,) = source.collect()
     shown = {(sample.name, sample.labels.get("le", "")): sample.value for sample in family.samples}
