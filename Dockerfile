@@ -11,7 +11,13 @@ ENV PIP_NO_CACHE_DIR=1 \
 WORKDIR /src
 RUN python3 -m venv /opt/sickbay
 COPY requirements/build.txt requirements/runtime.txt requirements/
-RUN /opt/sickbay/bin/pip install --quiet --no-compile --require-hashes -r requirements/build.txt -r requirements/runtime.txt
+# Not in the image: the asynchronous twin of the client `kubernetes` (41 MB). Byte code is compiled here, since the root
+# file system is read-only where it runs, and is taken without a look at the source's time; not of the half of
+# `kubernetes` that is never imported in a pod.
+RUN /opt/sickbay/bin/pip install --quiet --no-compile --require-hashes -r requirements/build.txt -r requirements/runtime.txt \
+    && rm -r /opt/sickbay/lib/python3.*/site-packages/kubernetes/aio \
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+        -x "/kubernetes/client/|/site-packages/(pip|setuptools)/" /opt/sickbay/lib
 
 FROM dependencies AS build
 COPY pyproject.toml README.md LICENSE sickbay.py ./
@@ -20,13 +26,11 @@ COPY runtime runtime
 COPY exporter exporter
 COPY remediation remediation
 COPY simulation simulation
-# What only builds does not run: neither pip nor setuptools is in the image, nor the asynchronous twin of the client
-# `kubernetes` (41 MB). Byte code is compiled here, for the root file system is read-only there, and is taken without a
-# look at the source's time; but for the half of `kubernetes` that is never imported in a pod.
+# What only builds does not run: neither pip nor setuptools is in the image.
 RUN /opt/sickbay/bin/pip install --quiet --no-compile --no-deps --no-build-isolation . \
     && /opt/sickbay/bin/pip uninstall --quiet --yes setuptools pip \
-    && rm -r /opt/sickbay/lib/python3.*/site-packages/kubernetes/aio \
-    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -x "/kubernetes/client/" /opt/sickbay/lib
+    && python3 -m compileall -q --invalidation-mode unchecked-hash \
+        -x "/site-packages/(?!(health|runtime|exporter|remediation|simulation)/|sickbay)" /opt/sickbay/lib
 
 # hadolint ignore=DL3006
 FROM ${BASE}

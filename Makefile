@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test fast check lab lab-binaries bench deep image lock clean
+.PHONY: help demo test fast check lab lab-binaries bench deep screenshots image lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: $(READY)  ## measure, and say how it compares with the target
 
 deep: $(READY)  ## the tests that take long
 	$(BIN)/pytest tests -m deep --hypothesis-profile=deep
+
+screenshots: $(READY)  ## pictures of the dashboards with the lab's data (npm, Chromium, Prometheus)
+	$(BIN)/python -m tests.lab.screenshots
 
 image:  ## build the container image (buildah, podman or docker; IMAGE= names it)
 	deploy/build-image

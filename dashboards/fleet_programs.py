@@ -186,8 +186,15 @@ SICKBAY = Row(
                     "sum by (job, result) (rate(sickbay_spans_total{HERE}[$__rate_interval]))",
                     "{{job}}: {{result}}",
                 ),
-                of_fleet("sum by (job) (sickbay_span_queue_length{HERE})", "{{job}}: waiting"),
             ),
+            minimum=0,
+        ),
+        TimeSeries(
+            title="Spans that wait",
+            description="Spans in the queues of all programs. It grows while the collector is slow or away.",
+            unit="short",
+            empty="Nobody is scraped",
+            queries=(of_fleet("sum by (job) (sickbay_span_queue_length{HERE})", "{{job}}"),),
             minimum=0,
         ),
         TimeSeries(
@@ -199,7 +206,6 @@ SICKBAY = Row(
                 of_fleet('max(process_resident_memory_bytes{HERE, job="sickbay-agent"})', "largest"),
                 of_fleet('avg(process_resident_memory_bytes{HERE, job="sickbay-agent"})', "mean"),
             ),
-            width=12,
             minimum=0,
         ),
         TimeSeries(
@@ -217,7 +223,6 @@ SICKBAY = Row(
                     "mean",
                 ),
             ),
-            width=12,
             minimum=0,
         ),
     ),

@@ -118,22 +118,30 @@ AGENT = Row(
             queries=(
                 of_node("max by (source, state) (sickbay_source_state{HERE}) > 0", "{{source}}: {{state}}"),
             ),
+            width=6,
             minimum=0,
             maximum=1,
         ),
         TimeSeries(
             title="Time to read the devices",
-            description="How long the last look at all devices took, and how often the process that talks to NVML was "
-            "started anew in this step.",
+            description="How long the last look at all devices took.",
             unit="s",
             empty="The devices are not read",
+            queries=(of_node("max by (source) (sickbay_source_duration_seconds{HERE})", "{{source}}"),),
+            width=6,
+            minimum=0,
+        ),
+        TimeSeries(
+            title="Restarts of the NVML process",
+            description="How often the process that talks to NVML was started anew in each step of the graph.",
+            unit="short",
+            empty="The agent is not scraped",
             queries=(
-                of_node("max by (source) (sickbay_source_duration_seconds{HERE})", "{{source}}"),
                 of_node(
-                    "sum(increase(sickbay_nvml_worker_restarts_total{HERE}[$__rate_interval]))",
-                    "worker restarts",
+                    "sum(increase(sickbay_nvml_worker_restarts_total{HERE}[$__rate_interval]))", "restarts"
                 ),
             ),
+            width=6,
             minimum=0,
         ),
         TimeSeries(
@@ -142,6 +150,7 @@ AGENT = Row(
             unit="bytes",
             empty="The agent is not scraped",
             queries=(of_node('process_resident_memory_bytes{HERE, job="sickbay-agent"}', "resident"),),
+            width=6,
             minimum=0,
         ),
     ),

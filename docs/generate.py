@@ -57,9 +57,7 @@ def registry_of_agent() -> Registry:
         _no_value,
         publish_histogram(),
         (
-            ("dispatch", outlet.stages),
-            ("allocation", outlet.allocation),
-            ("allocation failures", outlet.failures),
+            *outlet.collectors,
             ("kubelet metrics", KubeletMetrics(page=_no_value, on_state=lambda _state, _message: None)),
             ("tracing", TracingOff()),
         ),

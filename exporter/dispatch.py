@@ -117,11 +117,13 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Dispatches:
-    """The pods under way, the UIDs of those that are over but still there, and of the last that are gone."""
+    """The pods under way, and the UIDs of those that are over but still there, and of the last that are gone, or that
+    were missed: under way, and not there when a watch began anew."""
 
     under_way: Mapping[str, Progress] = field(default_factory=dict)
     over: frozenset[str] = frozenset()
     gone: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
 
     def with_pod(self, pod: PodSeen) -> tuple[Dispatches, Told | None]:
         """A look at a pod. What comes twice, late or out of order changes nothing that is known."""
@@ -137,10 +139,8 @@ class Dispatches:
         if known is None:
             if len(self.under_way) >= LIMIT:
                 return self, None
-            times = Times.WATCHED if pod.live else Times.API
-            known = Progress(pod, measured=_was_seen_to_come(pod), times=times)
-            if times is Times.WATCHED and not known.measured:
-                known = replace(known, times=Times.API)
+            measured = pod.uid not in self.missed and _was_seen_to_come(pod)
+            known = Progress(pod, measured, Times.WATCHED if measured and pod.live else Times.API)
         progress = known.seen(pod)
         outcome = _outcome(progress)
         if outcome is None:
@@ -157,7 +157,8 @@ class Dispatches:
         after, told = self, []
         for uid in [uid for uid in (*self.under_way, *self.over) if uid not in listed.uids]:
             if listed.gap and uid in self.under_way:
-                after = replace(after, under_way=_without(after.under_way, uid))
+                missed = (*after.missed, uid)[-LIMIT:]
+                after = replace(after, under_way=_without(after.under_way, uid), missed=missed)
                 continue
             after, one = after._deleted(uid, listed.at)
             told += [one] if one else []
@@ -167,11 +168,12 @@ class Dispatches:
         progress = self.under_way.get(uid)
         if progress is None and uid not in self.over:
             return self, None
-        after = Dispatches(_without(self.under_way, uid), self.over - {uid}, (*self.gone, uid)[-LIMIT:])
+        gone = (*self.gone, uid)[-LIMIT:]
+        after = replace(self, under_way=_without(self.under_way, uid), over=self.over - {uid}, gone=gone)
         if progress is None or not progress.measured:
             return after, None
-        gone = replace(progress, pod=replace(progress.pod, at=at))
-        return after, Told(gone, outcome=Outcome.DELETED)
+        ended = replace(progress, pod=replace(progress.pod, at=at))
+        return after, Told(ended, outcome=Outcome.DELETED)
 
 
 def _was_seen_to_come(pod: PodSeen) -> bool:

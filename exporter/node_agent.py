@@ -17,7 +17,7 @@ import msgspec.structs
 from exporter.access import AccessWatch
 from exporter.cadence import Write, fatal
 from exporter.dispatch_outlet import DispatchOutlet
-from exporter.events import CaughtUp, Event, Met, Probed, SourceSaid, Written
+from exporter.events import AllocationFailed, CaughtUp, Event, Met, Probed, SourceSaid, Written
 from exporter.fold import Fold
 from exporter.holdings import Holdings
 from exporter.memory import Keeper, Memory
@@ -96,6 +96,7 @@ class NodeAgent:
         self._keeper = keeper
         self._kept = memory
         self._kept_at = -KEEP_DISPATCHES_SECONDS
+        self._settled_at = -TICK_SECONDS
         self._node_uid = ""
         self._heartbeat = self._clock.monotonic()
         self._fold = Fold(
@@ -192,7 +193,14 @@ class NodeAgent:
         before = self._fold.state
         events = self._events(timeout)
         now, monotonic = self._clock.wall(), self._clock.monotonic()
-        for event in events:
+        told, failed = self._dispatched(events)
+        self._generation += told
+        recently = monotonic - self._settled_at < TICK_SECONDS
+        if recently and not failed and all(isinstance(event, PodSeen | PodsListed) for event in events):
+            # Pods change no state, and come in dozens a second: all the rest can wait for the next tick.
+            return
+        self._settled_at = monotonic
+        for event in (*events, *failed):
             try:
                 self._fold.take(event, now=now, monotonic=monotonic)
             except Exception:
@@ -200,8 +208,7 @@ class NodeAgent:
                 log.exception("an event could not be taken in", extra={"event": type(event).__name__})
         self._fold.settle(now=now, monotonic=monotonic)
         self._offer()
-        dispatched = self._dispatched(events)
-        self._generation += dispatched or self._fold.state is not before
+        self._generation += self._fold.state is not before
         for event in events:
             self._follow_up(event)
         self._obey()
@@ -305,21 +312,23 @@ class NodeAgent:
                 events.append(self._queue.get_nowait())
         return events
 
-    def _dispatched(self, events: Sequence[Event]) -> bool:
-        """Tell the outlet of dispatches what has happened to pods; whether anything did."""
-        told = False
+    def _dispatched(self, events: Sequence[Event]) -> tuple[bool, list[AllocationFailed]]:
+        """Tell the outlet of dispatches what has happened to pods; whether anything did, and what failed of it."""
+        told, failed = False, []
         for event in events:
-            match event:
-                case PodSeen() | PodsListed():
-                    told = True
-                    if (failed := self.dispatch.take_pod(event)) is not None:
-                        self._fold.take(failed, now=self._clock.wall(), monotonic=self._clock.monotonic())
-                case Holdings():
-                    told = True
+            if not isinstance(event, PodSeen | PodsListed | Holdings):
+                continue
+            told = True
+            try:
+                if isinstance(event, Holdings):
                     self.dispatch.take_holdings(event)
+                elif (failure := self.dispatch.take_pod(event)) is not None:
+                    failed.append(failure)
+            except Exception:
+                log.exception("a pod's dispatch could not be told", extra={"event": type(event).__name__})
         if told and self.dispatch.waits_for_devices:
             self._pod_resources.refresh()
-        return told
+        return told, failed
 
     def _follow_up(self, event: Event) -> None:
         """What an event asks for besides being folded. It may take its time: the report is on its way."""

@@ -42,7 +42,10 @@ export function configured(panel, frame) {
   for (const field of frame.fields) {
     const name = field.config.displayName ?? field.name;
     const defaults = structuredClone(panel.fieldConfig.defaults);
-    if (field.type === FieldType.time || field.type === FieldType.string) delete defaults.unit;
+    if (field.type !== FieldType.number) {
+      delete defaults.unit;
+      delete defaults.noValue;
+    }
     field.config = overridden(panel, name, { ...defaults, ...field.config });
     field.display = getDisplayProcessor({ field, theme });
     field.state = { ...field.state, displayName: field.config.displayName ?? field.name };

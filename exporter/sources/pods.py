@@ -21,7 +21,7 @@ from runtime.api_errors import ApiError
 from runtime.clock import Clock, SystemClock
 from runtime.kubelet_page import PageUnavailableError, is_refused, no_page
 from runtime.kubelet_pods import EventType
-from runtime.kubelet_rpc import PODS_SOCKET, PodsClient, PodWatch
+from runtime.kubelet_rpc import PODS_SOCKET, PodEvent, PodsClient, PodWatch
 from runtime.kubernetes import Session
 from runtime.unix_rpc import Identity, RpcError, UnsupportedError, identity
 
@@ -108,40 +108,39 @@ class PodsSource:
         return f"no {'Pods API at' if found else 'socket'} {self._socket}"
 
     def _watched(self, found: Identity) -> bool:
+        """Watch until the watch ends; whether all pods were told."""
         client = self._client = PodsClient(self._socket)
-        told = False
+        listed: set[str] | None = set()
         try:
             self._watch = client.watch()
-            initial: set[str] | None = set()
             for event in self._watch:
-                now = self._clock.wall()
-                if event.type is EventType.INITIAL_SYNC_COMPLETE:
-                    self._on_pod(PodsListed(frozenset(initial or ()), now))
-                    initial, told = None, True
-                    self._worked = True
-                    self._say(SourceState.LIVE, "")
-                elif event.pod is not None and event.pod.metadata.uid:
-                    pod = seen(
-                        event.pod,
-                        at=now,
-                        deleted=event.type is EventType.DELETED,
-                        listed=initial is not None,
-                    )
-                    if pod is not None:
-                        if initial is not None:
-                            initial.add(pod.uid)
-                        self._on_pod(pod)
-            if not self._closing.is_set():
-                self._say(SourceState.STALE, "the kubelet ended the watch")
+                listed = self._told(event, listed)
+            self._say(SourceState.STALE, "the kubelet ended the watch")
         except UnsupportedError:
             self._unsupported = found
             return True
         except RpcError as error:
-            if not self._closing.is_set():
-                self._say(SourceState.FAILED if not told else SourceState.STALE, str(error))
+            self._say(SourceState.FAILED if listed is not None else SourceState.STALE, str(error))
         finally:
             client.close()
-        return told
+        return listed is None
+
+    def _told(self, event: PodEvent, listed: set[str] | None) -> set[str] | None:
+        """Pass an event on; the UIDs that were listed so far, None once these are all."""
+        now = self._clock.wall()
+        if event.type is EventType.INITIAL_SYNC_COMPLETE:
+            self._on_pod(PodsListed(frozenset(listed or ()), now))
+            self._worked = True
+            self._say(SourceState.LIVE, "")
+            return None
+        if event.pod is not None and event.pod.metadata.uid:
+            gone = event.type is EventType.DELETED
+            pod = seen(event.pod, at=now, deleted=gone, listed=listed is not None)
+            if pod is not None:
+                self._on_pod(pod)
+                if listed is not None:
+                    listed.add(pod.uid)
+        return listed
 
     def _polled(self, page: Session, found: Identity | None) -> bool:
         """Poll until it fails, or the socket is another one than was found; whether it told anything."""
@@ -151,7 +150,7 @@ class PodsSource:
                 body = page.get("/pods", timeout=(2.0, 5.0)).body
                 items = msgspec.json.decode(body, type=dict[str, Any]).get("items") or []
                 now = self._clock.wall()
-                pods = [found for item in items if (found := from_page(item, at=now, listed=first))]
+                pods = [pod for item in items if (pod := from_page(item, at=now, listed=first))]
             except ApiError as error:
                 state = SourceState.UNSUPPORTED if is_refused(error) else SourceState.FAILED
                 self._say(state, f"{self._no_socket(found)}, and the kubelet's /pods: {error}")
@@ -168,6 +167,6 @@ class PodsSource:
         return True
 
     def _say(self, state: SourceState, message: str) -> None:
-        if (state, message) != self._said:
+        if (state, message) != self._said and not self._closing.is_set():
             self._said = (state, message)
             self._on_state(state, message)

@@ -32,8 +32,6 @@ PAGE = PROJECT / "dashboards" / "screenshots"
 PICTURES = PROJECT / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, MARGIN, CELL, GAP = 1600, 16, 30, 8
-LOOK_BACK = 240.0
-"""Seconds that a picture shows."""
 
 
 def main() -> int:
@@ -83,14 +81,15 @@ def _take(browser: str, page: Path, prometheus: Prometheus) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(page)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     PICTURES.mkdir(exist_ok=True)
+    wait_until(lambda: prometheus.now("max(sickbay_leader_epoch) > 0"), 30, "a leader")
     now = time.time()
     for name in ("fleet", "node"):
         words = {
             "dashboard": name,
             "prometheus": f"http://{prometheus.address}",
             "node": NODE,
-            "from": f"{now - LOOK_BACK:.0f}",
-            "to": f"{now:.0f}",
+            "from": f"{prometheus.started:.3f}",
+            "to": f"{now:.3f}",
             "step": "2",
             "interval": "30s",
         }

@@ -34,6 +34,7 @@ RULES = sorted((PROJECT / "alerts").glob("*.rules.yaml"))
 TESTS = sorted((PROJECT / "alerts" / "tests").glob("*.test.yaml"))
 DASHBOARDS = sorted((PROJECT / "dashboards").glob("*.json"))
 SXID = "nvidia-nvswitch1: SXid (PCI:0000:00:08.0): 11004, Non-fatal, Link 36 ingress invalid ACL"
+KUBELET_COUNT = "accelerator_kubelet_allocation_duration_seconds_count"
 SHORTER = ("> 5400", "> 1")
 """A day of this test has no ninety minutes in which a remediation is stuck."""
 VARIABLES = {
@@ -126,14 +127,22 @@ class BadDay:
 
     def _restart_agent(self) -> None:
         """Also because it asks for the kubelet's own figures as it starts, and then only every 30 s."""
-        before = self._kubelet_polls()
+        before = self._shown(KUBELET_COUNT)
         self.rig.agents[NODE].child.stop()
         self._start_agent()
-        wait_until(lambda: self._kubelet_polls() > before, 20, "the kubelet's figures", logs=self.rig.logs)
+        wait_until(
+            lambda: (
+                self._shown("sickbay_source_state", source="pods", state="Live") == 1
+                and self._shown(KUBELET_COUNT) > before
+            ),
+            20,
+            "the agent to see pods and the kubelet's figures",
+            logs=self.rig.logs,
+            ignoring=(OSError,),
+        )
 
-    def _kubelet_polls(self) -> float:
-        shown = self.prometheus.now("sum(accelerator_kubelet_allocation_duration_seconds_count)")
-        return float(shown[0]["value"][1]) if shown else 0.0
+    def _shown(self, name: str, **labels: str) -> float:
+        return self.rig.metric(name, port=self.rig.agents[NODE].port, **labels)
 
     def _pods(self) -> None:
         """The first pod gives birth to the histograms, the second is seen to be counted."""

@@ -351,9 +351,9 @@ def test_a_pod_that_is_deleted_on_its_way_ends_its_trace_and_is_no_failure(
     assert root_of(tracer).status_message == "Deleted"
 
 
-def test_pods_that_vanished_while_nobody_watched_are_forgotten() -> None:
+def test_pods_that_vanished_while_nobody_watched_are_followed_no_more() -> None:
     dispatches, _ = Dispatches().with_pod(whole()[0])
-    assert dispatches.with_list(PodsListed(frozenset(), at(9))) == (Dispatches(), ())
+    assert dispatches.with_list(PodsListed(frozenset(), at(9))) == (Dispatches(missed=("uid-1",)), ())
 
 
 def test_times_that_go_backwards_make_no_negative_stage(outlet: DispatchOutlet) -> None:

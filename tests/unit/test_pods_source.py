@@ -14,7 +14,7 @@ import pytest
 from exporter.pods import PodSeen, PodsListed
 from exporter.sources.pods import PodsSource
 from health.vocabulary import SourceState
-from runtime.kubelet_messages import Empty
+from runtime.kubelet_messages import AllocateResponse
 from runtime.kubelet_page import kubelet_session
 from runtime.kubelet_pods import (
     Container,
@@ -277,7 +277,7 @@ def test_where_there_is_no_pods_api_the_page_is_polled_with_the_token(tmp_path: 
 def test_a_service_at_the_socket_that_has_no_pods_leaves_the_page(
     tmp_path: Path, watch: Any, socket: Path
 ) -> None:
-    server = UnixServer(socket, [unary(ALLOCATE, lambda _request, _connection: Empty())])
+    server = UnixServer(socket, [unary(ALLOCATE, lambda _request, _connection: AllocateResponse())])
     server.start()
     try:
         watched = watch()

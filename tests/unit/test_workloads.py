@@ -134,6 +134,14 @@ def test_the_agent_stays_on_a_node_that_is_cordoned_tainted_or_short_of_memory()
     assert spec["priorityClassName"] == "system-node-critical"
 
 
+@pytest.mark.parametrize("account", RUNS, ids=lambda account: account[1])
+def test_the_namespace_has_a_quota_for_pods_of_its_priority(account: tuple[str, str]) -> None:
+    (quota,) = (item for item in of_kind("ResourceQuota") if item["metadata"]["namespace"] == account[0])
+    (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+    assert scope["values"] == [pod_spec(account)["priorityClassName"]]
+    assert quota["spec"]["hard"].keys() == {"pods"}
+
+
 def test_the_agent_sees_on_the_host_what_its_configuration_names(tmp_path: Path) -> None:
     configured = configuration(AGENT, AgentConfiguration, tmp_path)
     hosts = {one["name"]: one["hostPath"]["path"] for one in pod_spec(AGENT)["volumes"] if "hostPath" in one}
@@ -222,7 +230,13 @@ def test_what_runs_pins_the_same_versions_as_what_is_tested() -> None:
     } == {}
 
 
-def test_objects_with_a_namespace_lie_in_one_of_ours() -> None:
-    ours = {item["metadata"]["name"] for item in of_kind("Namespace")}
-    used = {item["metadata"]["namespace"] for item in OBJECTS if "namespace" in item["metadata"]}
-    assert used == ours
+def test_objects_with_a_namespace_lie_in_one_of_ours_that_is_applied_before_them() -> None:
+    there: set[str] = set()
+    used: set[str] = set()
+    for item in OBJECTS:
+        if item["kind"] == "Namespace":
+            there.add(item["metadata"]["name"])
+        elif "namespace" in item["metadata"]:
+            used.add(item["metadata"]["namespace"])
+            assert item["metadata"]["namespace"] in there, f"{item['kind']} {item['metadata']['name']}"
+    assert used == there
