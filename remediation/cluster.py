@@ -40,6 +40,25 @@ class UnreadableError(ApiError):
     """A session that this version cannot read (edited by hand, or of a newer version): nothing is known of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class AllSessions:
+    """The sessions that can be read, and the highest `leaderEpoch` of any session, readable or not."""
+
+    readable: tuple[AcceleratorRemediation, ...]
+    highest_epoch: int
+
+    def next_epoch(self, transitions: int, *, tried: int) -> int:
+        """The epoch of a term that the Lease counts as `transitions`: above every epoch of another term.
+
+        An attempt of the same term that failed (`tried` is its epoch, 0 for none) has stamped some sessions
+        already and is gone on with. Were it outbid, epochs would run ahead of the Lease, and the deletion of
+        the one session that had the highest would bring the next term back below it.
+        """
+        if 0 < tried >= self.highest_epoch:
+            return tried
+        return 1 + max(transitions, self.highest_epoch)
+
+
 class Cluster:
     """Reads and writes of the controller. `may_write` is asked before every mutation is sent."""
 
@@ -68,13 +87,14 @@ class Cluster:
             raise UnreadableError(unreadable[0].why, reason="Unreadable")
         return found
 
-    def all_sessions(self) -> tuple[AcceleratorRemediation, ...]:
+    def all_sessions(self) -> AllSessions:
         """A live list of all sessions but those that cannot be read, which are said so and left alone."""
         found, unreadable = self._list({})
         for session in unreadable:
             log.warning("a session is left alone", extra={"why": session.why})
         self._unclear = frozenset(session.node_uid for session in unreadable)
-        return found
+        epochs = [session.current.leader_epoch for session in found]
+        return AllSessions(found, max([0, *epochs, *(session.leader_epoch for session in unreadable)]))
 
     def unclear(self, node_uid: str) -> bool:
         """Whether the last list of all sessions had one of this node that could not be read."""
@@ -185,12 +205,26 @@ class _Named(msgspec.Struct, frozen=True):
     metadata: _Metadata
 
 
+class _Stamp(Wire, frozen=True):
+    leader_epoch: int = 0
+
+
+class _Annotated(Wire, frozen=True):
+    annotations: dict[str, str] = {}
+
+
+class _Stamped(Wire, frozen=True):
+    metadata: _Annotated
+    status: _Stamp | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
     """A session of which no more than this is known."""
 
     node_uid: str
     why: str
+    leader_epoch: int
 
 
 def _read(document: bytes | msgspec.Raw) -> AcceleratorRemediation | _Unreadable:
@@ -198,7 +232,18 @@ def _read(document: bytes | msgspec.Raw) -> AcceleratorRemediation | _Unreadable
         return msgspec.json.decode(document, type=AcceleratorRemediation)
     except msgspec.MsgspecError as error:
         metadata = msgspec.json.decode(document, type=_Named).metadata
-        return _Unreadable(metadata.labels.get(NODE_LABEL, ""), f"{metadata.name} cannot be read: {error}")
+        why = f"{metadata.name} cannot be read: {error}"
+        return _Unreadable(metadata.labels.get(NODE_LABEL, ""), why, _epoch_of(document))
+
+
+def _epoch_of(document: bytes | msgspec.Raw) -> int:
+    """The epoch of a session that cannot be read as a whole; 0 where not even that can be told."""
+    try:
+        stamped = msgspec.json.decode(document, type=_Stamped)
+        opening = stamped.metadata.annotations.get(OPENING_ANNOTATION, "{}")
+        return (stamped.status or msgspec.json.decode(opening, type=_Stamp)).leader_epoch
+    except msgspec.MsgspecError:
+        return 0
 
 
 class _Manager(msgspec.Struct, frozen=True):

@@ -166,10 +166,11 @@ class Controller:
 
         What a former leader still has in the air then meets a newer resourceVersion and changes nothing.
         """
+        epoch = 0
         while self._term == term and not self.stopping.is_set():
             try:
-                sessions = self._cluster.all_sessions()
-                epoch = 1 + max([transitions, *(session.current.leader_epoch for session in sessions)])
+                found = self._cluster.all_sessions()
+                sessions, epoch = found.readable, found.next_epoch(transitions, tried=epoch)
                 open_sessions = [session for session in sessions if not session.current.phase.closed]
                 if not self._while_in(term, partial(self._begin, epoch)):
                     return

@@ -222,10 +222,11 @@ class FakeController:
 
     def take_over(self, transitions: int, *, tries: int = 50) -> int:
         """Begin a term, as `Controller` does; the epoch, or 0 where it could not."""
+        epoch = 0
         for _ in range(tries):
             try:
-                sessions = self.cluster.all_sessions()
-                epoch = 1 + max([transitions, *(item.current.leader_epoch for item in sessions)])
+                found = self.cluster.all_sessions()
+                sessions, epoch = found.readable, found.next_epoch(transitions, tried=epoch)
                 self.session.user_agent = f"sickbay-controller/test epoch/{epoch}"
                 self.leads = True
                 for item in sessions:

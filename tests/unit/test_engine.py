@@ -472,6 +472,45 @@ def test_a_session_that_is_edited_by_hand_into_what_cannot_be_read_harms_nothing
     assert ward.fenced() == (["n1", "n2"] if spoil == "status" else ["n2"])
 
 
+@pytest.mark.parametrize("where", ["status", "opening"])
+def test_a_term_begins_above_the_epoch_of_a_session_that_cannot_be_read(ward: Ward, where: str) -> None:
+    ward.sick("n1")
+    name = ward.session("n1").metadata.name
+    whole = ward.api.get(REMEDIATIONS, name)["status"]
+
+    def spoil(found: Document) -> None:
+        found["spec"]["mode"] = "Later"
+        if where == "status":
+            found["status"]["leaderEpoch"] = 40
+        else:
+            del found["status"]
+            found["metadata"]["annotations"]["sickbay.dev/opening"] = '{"leaderEpoch":40}'
+
+    def mend(found: Document) -> None:
+        found["spec"]["mode"] = "Auto"
+        found["status"] = {**whole, "leaderEpoch": 40}
+
+    ward.api.edit(REMEDIATIONS, name, spoil)
+    ward.new_controller()
+    assert ward.controller.engine.epoch == 41
+    ward.api.edit(REMEDIATIONS, name, mend)
+    ward.reboot("n1")
+    ward.let_pass(240)
+    assert ward.fenced() == [] and ward.session("n1").current.leader_epoch == 41
+
+
+def test_a_takeover_that_took_several_attempts_is_one_epoch_which_the_next_term_is_above(ward: Ward) -> None:
+    ward.sick("n1")
+    name = ward.session("n1").metadata.name
+    ward.plan.extend([(0, Trouble.LOST)] * 3)
+    ward.new_controller()
+    epoch = ward.controller.engine.epoch
+    assert not ward.plan and ward.session("n1").current.leader_epoch == epoch == ward.transitions + 1
+    ward.forget(name)
+    ward.new_controller()
+    assert ward.controller.engine.epoch > epoch
+
+
 def test_a_sleeping_node_is_looked_at_at_its_earliest_wish(ward: Ward) -> None:
     engine = ward.controller.engine
     engine._look_again_in("n1", 50)

@@ -317,7 +317,7 @@ def test_a_session_that_cannot_be_read_is_an_error_and_nothing_is_done(world: Wo
 def test_no_second_session_is_opened_beside_one_that_could_not_be_read_at_the_takeover(world: World) -> None:
     name = world.begun(Mode.OBSERVE).metadata.name
     world.api.edit(REMEDIATIONS, name, lambda found: found.update(status={"phase": "Broken"}))
-    assert world.cluster.all_sessions() == ()
+    assert world.cluster.all_sessions().readable == ()
     fresh = Fleet()
     see_advance(fresh, report("n1", fault(seen=later(5)), uid=world.uid), began=0.0, until=1000.0)
     world.fleet = fresh
@@ -396,7 +396,7 @@ def test_the_cluster_reads_all_pages_and_leaves_alone_what_it_cannot_read(world:
         metadata = {**whole["metadata"], "name": f"s-{number}"}
         status = {"phase": "Broken"} if number % 100 == 0 else whole["status"]
         world.api.create(REMEDIATIONS, {**whole, "metadata": metadata, "status": status})
-    found = world.cluster.all_sessions()
+    found = world.cluster.all_sessions().readable
     assert len(found) == 1201 - 12
     assert world.cluster.unclear(world.uid)
     assert isinstance(world.cluster, Cluster)
