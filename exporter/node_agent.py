@@ -195,9 +195,7 @@ class NodeAgent:
         now, monotonic = self._clock.wall(), self._clock.monotonic()
         told, failed = self._dispatched(events)
         self._generation += told
-        recently = monotonic - self._settled_at < TICK_SECONDS
-        if recently and not failed and all(isinstance(event, PodSeen | PodsListed) for event in events):
-            # Pods change no state, and come in dozens a second: all the rest can wait for the next tick.
+        if events and not failed and self._can_wait(events, monotonic):
             return
         self._settled_at = monotonic
         for event in (*events, *failed):
@@ -329,6 +327,12 @@ class NodeAgent:
         if told and self.dispatch.waits_for_devices:
             self._pod_resources.refresh()
         return told, failed
+
+    def _can_wait(self, events: Sequence[Event], monotonic: float) -> bool:
+        """Whether all the rest can wait for the next tick: pods change no state, and come in dozens a second."""
+        recently = monotonic - self._settled_at < TICK_SECONDS
+        only_pods = all(isinstance(event, PodSeen | PodsListed) for event in events)
+        return recently and only_pods and not self._closing
 
     def _follow_up(self, event: Event) -> None:
         """What an event asks for besides being folded. It may take its time: the report is on its way."""

@@ -19,6 +19,7 @@ MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 """What a pod tolerates that is put on a cordoned node all the same (taint of the node lifecycle controller)."""
 
+
 class OwnerReference(Wire, frozen=True):
     """Who made the pod; at most one owner is its controller."""
 

@@ -5,12 +5,30 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 from runtime.kubelet_messages import AllocateRequest, AllocateResponse, Empty, RegisterRequest
 from runtime.kubelet_messages import PreferredAllocationRequest as PreferredRequest
 from runtime.kubelet_messages import PreferredAllocationResponse as PreferredResponse
-from runtime.kubelet_pods import EventType, Pod, WatchPodsEvent
+from runtime.kubelet_pods import (
+    Container,
+    ContainerState,
+    ContainerStateRunning,
+    ContainerStatus,
+    EventType,
+    ObjectMeta,
+    Pod,
+    PodCondition,
+    PodSpec,
+    PodStatus,
+    Quantity,
+    ResourceHealth,
+    ResourceRequirements,
+    ResourceStatus,
+    Time,
+    WatchPodsEvent,
+)
 from runtime.kubelet_rpc import (
     ALLOCATE,
     GET_PREFERRED,
@@ -80,6 +98,51 @@ class FakeKubelet:
         with self._lock:
             del self._plugins[resource]
         client.close()
+
+
+GPU = "nvidia.com/gpu"
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SEEN = "kubernetes.io/config.seen"
+
+
+def gpu_pod(
+    name: str, *, running: bool = False, quantity: str = "1", resource: str = GPU, created: datetime = NOON
+) -> Pod:
+    """A pod as kubelet 1.37 tells it: admitted with device GPU-1 in the second of its creation, and `running` two
+    seconds later."""
+    state = ContainerState(running=ContainerStateRunning(started_at=_time(created + timedelta(seconds=2))))
+    health = ResourceHealth(resource_id="GPU-1::2", health="Healthy")
+    status = ContainerStatus(
+        name="main",
+        state=state if running else ContainerState(),
+        allocated_resources_status=[ResourceStatus(name=resource, resources=[health])],
+    )
+    told = {"Ready": running, "PodScheduled": True}
+    got = (created + timedelta(microseconds=123456)).astimezone(timezone(timedelta(hours=1)))
+    requirements = ResourceRequirements(limits={resource: Quantity(text=quantity)})
+    return Pod(
+        metadata=ObjectMeta(
+            name=name,
+            namespace="team",
+            uid=f"uid-{name}",
+            creation_timestamp=_time(created),
+            annotations={SEEN: got.isoformat().replace("456+", "456789+")},
+        ),
+        spec=PodSpec(containers=[Container(name="main", resources=requirements)]),
+        status=PodStatus(
+            phase="Running" if running else "Pending",
+            start_time=_time(created),
+            conditions=[
+                PodCondition(type=kind, status=str(holds), last_transition_time=_time(created))
+                for kind, holds in told.items()
+            ],
+            container_statuses=[status],
+        ),
+    )
+
+
+def _time(moment: datetime) -> Time:
+    return Time(seconds=int(moment.timestamp()))
 
 
 class FakePodsApi:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from simulation.machine import h100_machine, save
-from tests.lab import manifests
+from tests.lab import manifests, plugin_pods
 from tests.lab.api import ApiError, Object
 from tests.lab.conftest import PROBLEMS
 from tests.lab.images import PROJECT
@@ -28,10 +28,11 @@ from tests.lab.node import Node
 from tests.lab.pod_network import pod_network
 from tests.lab.processes import log_tail, wait_until
 from tests.lab.rig import XID_79, sum_of
+from tests.lab.workloads import GPU, budget, cordon, deployment, job, placed, running
 
 pytestmark = pytest.mark.timeout(900)
 
-NODE = "imaged"
+NODE, SPARE = "imaged", "spare"
 HOST_FOLDER = "/var/lib/kubelet/sickbay"
 KMSG = Path("/dev/kmsg")
 AUTO = """
@@ -277,7 +278,7 @@ def _reported(ward: Ward) -> int:
     return sum(device.get("health") == "Healthy" for device in devices)
 
 
-def test_with_a_policy_that_acts_the_node_is_fenced_and_drained(ward: Ward) -> None:
+def test_with_a_policy_that_acts_the_node_is_fenced_and_its_jobs_go_to_another(ward: Ward) -> None:
     namespace = manifests.CONTROLLER[0]
     ward.lab.api.patch(
         f"/api/v1/namespaces/{namespace}/configmaps/sickbay-policy", {"data": {"policy.yaml": AUTO}}
@@ -287,6 +288,7 @@ def test_with_a_policy_that_acts_the_node_is_fenced_and_drained(ward: Ward) -> N
     ward.lab.kubectl(
         "rollout", "status", "deployment/sickbay-controller", f"--namespace={namespace}", "--timeout=120s"
     )
+    _run_jobs(ward)
     _kernel_says("0000:43:00")
     wait_until(ward.cordoned, 60, "the cordon")
     assert ward.changes_of_nodes()
@@ -295,7 +297,34 @@ def test_with_a_policy_that_acts_the_node_is_fenced_and_drained(ward: Ward) -> N
         found = [one for one in ward.sessions() if one.get("status", {}).get("phase") == "Held"]
         return found[0] if found else None
 
-    session = wait_until(held, 60, "the session to be held")
+    session = wait_until(held, 120, "the session to be held")
     assert session["spec"]["mode"] == "Auto"
     assert session["status"]["reason"] == "NoRepairStep"
     assert [entry["step"] for entry in session["status"]["journal"]] == ["Cordon", "Cordon", "Drain", "Drain"]
+    assert session["status"]["drain"]["evicted"] == 5
+    lab = ward.lab
+    assert len(running(lab, "default", NODE)) == 1, "the pod without a GPU stays"
+    wait_until(lambda: len(running(lab, "default", SPARE)) == 5, 60, "all jobs to run on the other node")
+
+
+def _run_jobs(ward: Ward) -> None:
+    """A Deployment and a Job with GPUs, and a pod without, all on the node; then another node that could take them.
+
+    It has no agent: that one would read the same kernel log. It comes late, for it has neither image nor pod network.
+    """
+    lab = ward.lab
+    spare = lab.add_node(SPARE)
+    cordon(lab, SPARE, True)
+    for node in (ward.node, spare):
+        plugin_pods.provide_machine(node)
+    lab.apply(plugin_pods.plugin_daemon_set(lab.server, namespace="kube-system"))
+
+    def offered() -> bool:
+        nodes = lab.api.items("/api/v1/nodes")
+        return all(node["status"]["allocatable"].get(GPU) == "8" for node in nodes)
+
+    wait_until(offered, 60, "the devices of both nodes", logs=[*ward.node.logs, *spare.logs])
+    work = (deployment("train", 3), budget("train", 2), job("batch", 2), deployment("web", 1, gpus=0))
+    lab.apply(*placed("default", *work))
+    wait_until(lambda: len(running(lab, "default", NODE)) == 6, 60, "all pods to run", logs=ward.node.logs)
+    cordon(lab, SPARE, False)

@@ -21,12 +21,12 @@ from runtime.kubernetes import Session
 from simulation.machine import load
 from simulation.plugin_control import control_path, raise_xid
 from tests.lab import images, manifests, plugin_pods
-from tests.lab.api import Object
 from tests.lab.conftest import clean
 from tests.lab.lab import Lab
 from tests.lab.node import Node
 from tests.lab.processes import wait_until
 from tests.lab.sickbay_pods import GPU, PLUGIN, PLUGIN_NAMESPACE, SickbayPods
+from tests.lab.workloads import budget, cordon, deployment, is_cordoned, job, placed, pods_of, running
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -103,76 +103,6 @@ def _reboot(pods: SickbayPods, name: str) -> None:
     pods.lab.kubectl("delete", "pods", "--namespace=sickbay-agent", "-l", selector, "--wait=false")
 
 
-def _gpu_template(app: str, *, gpus: int = 1, node: str = "") -> Object:
-    main = images.container("main", ["sleep", "infinity"])
-    if gpus:
-        main["resources"] = {"limits": {GPU: gpus}}
-    where = {"nodeSelector": {"kubernetes.io/hostname": node}} if node else {}
-    return {"metadata": {"labels": {"app": app}}, "spec": images.pod_spec([main], **where)}
-
-
-def _deployment(name: str, replicas: int, *, gpus: int = 1, node: str = "") -> Object:
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": {"app": name}},
-            "template": _gpu_template(name, gpus=gpus, node=node),
-        },
-    }
-
-
-def _job(name: str, parallelism: int) -> Object:
-    template = _gpu_template(name)
-    template["spec"]["restartPolicy"] = "Never"
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": name},
-        "spec": {"parallelism": parallelism, "completions": parallelism, "template": template},
-    }
-
-
-def _budget(app: str, at_least: int) -> Object:
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": {"name": app},
-        "spec": {"minAvailable": at_least, "selector": {"matchLabels": {"app": app}}},
-    }
-
-
-def _in(namespace: str, *objects: Object) -> list[Object]:
-    for one in objects:
-        one["metadata"]["namespace"] = namespace
-    return list(objects)
-
-
-def _pods(lab: Lab, namespace: str, **labels: str) -> list[Object]:
-    found = lab.api.items(f"/api/v1/namespaces/{namespace}/pods")
-    return [pod for pod in found if labels.items() <= pod["metadata"].get("labels", {}).items()]
-
-
-def _running(lab: Lab, namespace: str, node: str, **labels: str) -> list[Object]:
-    return [
-        pod
-        for pod in _pods(lab, namespace, **labels)
-        if pod["spec"].get("nodeName") == node
-        and pod["status"].get("phase") == "Running"
-        and "deletionTimestamp" not in pod["metadata"]
-    ]
-
-
-def _cordon(lab: Lab, node: str, wanted: bool) -> None:
-    lab.api.patch(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": wanted or None}})
-
-
-def _is_cordoned(lab: Lab, node: str) -> bool:
-    return bool(lab.api.get(f"/api/v1/nodes/{node}")["spec"].get("unschedulable"))
-
-
 class ReadyWatch:
     """How many replicas of a Deployment were ready, by every change of its status."""
 
@@ -202,38 +132,38 @@ def test_jobs_leave_a_node_whose_gpu_died_at_the_budgets_pace_and_run_on_another
     pods: SickbayPods, namespace: str
 ) -> None:
     lab = pods.lab
-    _cordon(lab, "g2", True)
-    work = _in(
+    cordon(lab, "g2", True)
+    work = placed(
         namespace,
-        _deployment("train", 4),
-        _budget("train", 3),
-        _job("batch", 2),
-        _deployment("web", 1, gpus=0),
+        deployment("train", 4),
+        budget("train", 3),
+        job("batch", 2),
+        deployment("web", 1, gpus=0),
     )
     lab.apply(*work)
-    wait_until(lambda: len(_running(lab, namespace, "g1")) == 7, 60, "all pods to run on g1", logs=pods.logs)
-    _cordon(lab, "g2", False)
-    (bystander,) = _running(lab, namespace, "g1", app="web")
+    wait_until(lambda: len(running(lab, namespace, "g1")) == 7, 60, "all pods to run on g1", logs=pods.logs)
+    cordon(lab, "g2", False)
+    (bystander,) = running(lab, namespace, "g1", app="web")
     ready = ReadyWatch(lab, namespace, "train")
 
     pods.lose_gpu("g1")
-    wait_until(lambda: _is_cordoned(lab, "g1"), 10, "the cordon")
+    wait_until(lambda: is_cordoned(lab, "g1"), 10, "the cordon")
     session = pods.wait_phase("g1", "Held", deadline=150)
 
     assert session["status"]["reason"] == "NoRepairStep", session["status"]
     assert session["status"]["drain"]["evicted"] == 6
-    assert _running(lab, namespace, "g1", app="train") == []
-    moved = _running(lab, namespace, "g2", app="train")
+    assert running(lab, namespace, "g1", app="train") == []
+    moved = running(lab, namespace, "g2", app="train")
     wait_until(
         lambda: (
-            len(_running(lab, namespace, "g2", app="train")) == 4
-            and len(_running(lab, namespace, "g2", app="batch")) == 2
+            len(running(lab, namespace, "g2", app="train")) == 4
+            and len(running(lab, namespace, "g2", app="batch")) == 2
         ),
         60,
         f"all jobs to run on g2, now {[pod['metadata']['name'] for pod in moved]}",
     )
     assert min(ready.seen) >= 3, f"the budget was not kept: {ready.seen}"
-    (still,) = _running(lab, namespace, "g1", app="web")
+    (still,) = running(lab, namespace, "g1", app="web")
     assert still["metadata"]["uid"] == bystander["metadata"]["uid"]
     steps = [(entry["step"], entry["event"]) for entry in session["status"]["journal"]]
     assert steps == [
@@ -286,12 +216,12 @@ def test_a_job_that_arrives_while_a_node_is_fenced_for_one_device_gets_another_d
     pods.kernel_says("g1", "NVRM: Xid (PCI:0000:3b:00): 119, pid=1234, name=python, Timeout waiting for RPC")
     session = pods.wait_phase("g1", "Held")
     assert session["status"]["reason"] == "DeviceFenced", session["status"]
-    assert not _is_cordoned(lab, "g1")
+    assert not is_cordoned(lab, "g1")
 
     pod = images.busybox_pod("small", namespace=namespace, nodeSelector={"kubernetes.io/hostname": "g1"})
     pod["spec"]["containers"][0]["resources"] = {"limits": {GPU: 7}}
     lab.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
-    wait_until(lambda: len(_running(lab, namespace, "g1")) == 1, 30, "the pod to run", logs=pods.logs)
+    wait_until(lambda: len(running(lab, namespace, "g1")) == 1, 30, "the pod to run", logs=pods.logs)
     assert bad not in {device for _, device in _held(node)}
     assert "FirmwareHung" in pods.faults("g1")
 
@@ -300,28 +230,28 @@ def test_a_job_that_arrives_while_a_node_is_fenced_for_one_device_gets_another_d
         f"/api/v1/namespaces/{PLUGIN_NAMESPACE}/pods/{pods.plugin_pod('g1')['metadata']['name']}"
     )
     wait_until(lambda: "DeviceOfferedThoughBad" in pods.faults("g1"), 30, "the fault", logs=pods.logs)
-    wait_until(lambda: _is_cordoned(lab, "g1"), 15, "the cordon, for the plugin offers the bad device again")
+    wait_until(lambda: is_cordoned(lab, "g1"), 15, "the cordon, for the plugin offers the bad device again")
 
 
 def test_a_plugin_that_hangs_is_restarted_and_no_gpu_pod_fails(pods: SickbayPods, namespace: str) -> None:
     lab = pods.lab
-    lab.apply(*_in(namespace, _deployment("train", 2, node="g1")))
-    wait_until(lambda: len(_running(lab, namespace, "g1")) == 2, 30, "the pods to run")
-    before = {pod["metadata"]["uid"] for pod in _running(lab, namespace, "g1")}
+    lab.apply(*placed(namespace, deployment("train", 2, node="g1")))
+    wait_until(lambda: len(running(lab, namespace, "g1")) == 2, 30, "the pods to run")
+    before = {pod["metadata"]["uid"] for pod in running(lab, namespace, "g1")}
     old = pods.plugin_pod("g1")["metadata"]["uid"]
 
     pods.signal_plugin("g1", signal.SIGSTOP)
     wait_until(lambda: "PluginHung" in pods.faults("g1"), 10, "the fault although the node is Ready")
-    wait_until(lambda: _is_cordoned(lab, "g1"), 10, "the cordon")
-    lab.apply(*_in(namespace, _deployment("late", 1, node="g1")))
+    wait_until(lambda: is_cordoned(lab, "g1"), 10, "the cordon")
+    lab.apply(*placed(namespace, deployment("late", 1, node="g1")))
     session = pods.wait_phase("g1", "Released", deadline=90)
 
     assert pods.plugin_pod("g1")["metadata"]["uid"] != old
     steps = [entry["step"] for entry in session["status"]["journal"] if entry["event"] == "Outcome"]
     assert steps == ["Cordon", "RestartPlugin", "RemoveFailedPods", "Uncordon"], session["status"]["journal"]
-    assert not _is_cordoned(lab, "g1")
-    wait_until(lambda: len(_running(lab, namespace, "g1", app="late")) == 1, 30, "the late pod to run")
-    after = _pods(lab, namespace)
+    assert not is_cordoned(lab, "g1")
+    wait_until(lambda: len(running(lab, namespace, "g1", app="late")) == 1, 30, "the late pod to run")
+    after = pods_of(lab, namespace)
     assert {pod["status"]["phase"] for pod in after} == {"Running"}, json.dumps(after)[:2000]
     assert before <= {pod["metadata"]["uid"] for pod in after}
     assert all(one["restartCount"] == 0 for pod in after for one in pod["status"]["containerStatuses"])
@@ -358,7 +288,7 @@ def test_a_device_that_the_plugin_withholds_for_no_reason_comes_back_by_a_restar
     session = pods.wait_phase("g1", "Released", deadline=90)
     assert session["status"]["incidents"][0]["kind"] == "DeviceNotOffered"
     assert _allocatable(pods, "g1") == "8"
-    assert not _is_cordoned(pods.lab, "g1")
+    assert not is_cordoned(pods.lab, "g1")
 
 
 def _allocatable(pods: SickbayPods, node: str) -> str:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.sources.kubelet_metrics import Allocations, KubeletMetrics, parse
 from runtime.kubelet_page import no_page
+from tests.api_server import ScriptedApi
+from tests.lab.processes import wait_until
 
 PAGE = b"""\
 # HELP kubelet_device_plugin_alloc_duration_seconds [ALPHA] Duration in seconds.
@@ -51,3 +54,33 @@ def test_the_collector_shows_what_was_read_last(tmp_path: Path) -> None:
     name = "accelerator_kubelet_allocation_duration_seconds"
     assert shown[f"{name}_bucket", "10"] == 5
     assert shown[f"{name}_count", ""] == 6 and shown[f"{name}_sum", ""] == 12.5
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "shown"), [(200, "Live", True), (403, "Unsupported", False), (500, "Failed", False)]
+)
+def test_a_page_that_may_not_be_read_is_unsupported_and_shows_nothing(
+    status: int, state: str, shown: bool
+) -> None:
+    api, said = ScriptedApi(), []
+    api.answer("GET", PAGE, status=status)
+    session = api.session()
+    source = KubeletMetrics(page=lambda: session, on_state=lambda *state: said.append(state))
+    source.start()
+    try:
+        wait_until(lambda: said, 5, "a word", every=0.005)
+    finally:
+        assert source.close(5)
+        api.close()
+    assert said[0][0] == state
+    assert bool(next(iter(source.collect())).samples) is shown
+    assert [request.path for request in api.requests][:1] == ["/metrics"]
+
+
+def test_without_an_address_the_reason_is_said() -> None:
+    said = []
+    source = KubeletMetrics(page=no_page, on_state=lambda *state: said.append(state))
+    source.start()
+    wait_until(lambda: said, 5, "a word", every=0.005)
+    assert source.close(5)
+    assert said == [("Unsupported", "no kubeletAddress is set")]

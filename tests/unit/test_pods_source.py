@@ -16,77 +16,19 @@ from exporter.sources.pods import PodsSource
 from health.vocabulary import SourceState
 from runtime.kubelet_messages import AllocateResponse
 from runtime.kubelet_page import kubelet_session
-from runtime.kubelet_pods import (
-    Container,
-    ContainerState,
-    ContainerStateRunning,
-    ContainerStatus,
-    ObjectMeta,
-    Pod,
-    PodCondition,
-    PodSpec,
-    PodStatus,
-    Quantity,
-    ResourceHealth,
-    ResourceRequirements,
-    ResourceStatus,
-    Time,
-    WatchPodsEvent,
-)
+from runtime.kubelet_pods import Pod, WatchPodsEvent
 from runtime.kubelet_rpc import ALLOCATE
 from runtime.kubernetes_auth import Access
 from runtime.quantities import ListenAddress
 from runtime.unix_server import UnixServer, unary
 from tests.api_server import ScriptedApi
 from tests.certificates import Authority
-from tests.kubelet import FakePodsApi
+from tests.kubelet import SEEN, FakePodsApi, gpu_pod
 from tests.lab.processes import wait_until
 
 GPU = "nvidia.com/gpu"
 LIVE, STALE, FAILED, _, UNSUPPORTED = SourceState
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-SEEN = "kubernetes.io/config.seen"
-
-
-def protobuf(time: datetime) -> Time:
-    return Time(seconds=int(time.timestamp()))
-
-
-def gpu_pod(name: str, *, running: bool = False, quantity: str = "1", resource: str = GPU) -> Pod:
-    """As kubelet 1.37 tells it: admitted, and running later."""
-    state = ContainerState(running=ContainerStateRunning(started_at=protobuf(NOON + timedelta(seconds=2))))
-    health = ResourceHealth(resource_id="GPU-1::2", health="Healthy")
-    status = ContainerStatus(
-        name="main",
-        state=state if running else ContainerState(),
-        allocated_resources_status=[ResourceStatus(name=resource, resources=[health])],
-    )
-    ready = PodCondition(
-        type="Ready", status="True" if running else "False", last_transition_time=protobuf(NOON)
-    )
-    scheduled = PodCondition(type="PodScheduled", status="True", last_transition_time=protobuf(NOON))
-    return Pod(
-        metadata=ObjectMeta(
-            name=name,
-            namespace="team",
-            uid=f"uid-{name}",
-            creation_timestamp=protobuf(NOON),
-            annotations={SEEN: "2026-01-01T13:00:00.123456789+01:00"},
-        ),
-        spec=PodSpec(
-            containers=[
-                Container(
-                    name="main", resources=ResourceRequirements(limits={resource: Quantity(text=quantity)})
-                )
-            ]
-        ),
-        status=PodStatus(
-            phase="Running" if running else "Pending",
-            start_time=protobuf(NOON),
-            conditions=[ready, scheduled],
-            container_statuses=[status],
-        ),
-    )
 
 
 def on_page(name: str, *, running: bool = False, **metadata: Any) -> dict[str, Any]:
