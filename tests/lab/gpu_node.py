@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -88,10 +87,7 @@ class GpuNode:
         """Start an instance of the plugin; it may be refused."""
         command: list[str | Path] = [sys.executable, "-m", "simulation.plugin", "--machine", self.machine]
         return self.lab.processes.start(
-            name,
-            [*command, "--socket-dir", self.socket.parent],
-            cwd=images.PROJECT,
-            env={**os.environ, **plugin_pods.POLLING},
+            name, [*command, "--socket-dir", self.socket.parent], cwd=images.PROJECT
         )
 
     def serve(self) -> Child:

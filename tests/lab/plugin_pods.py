@@ -20,11 +20,6 @@ MACHINE = Path("/var/lib/kubelet", FOLDER, "machine.json")
 """The machine's file as pods on a node see it."""
 
 
-POLLING = {"GRPC_POLL_STRATEGY": "poll"}
-"""grpcio 1.85 loses its epoll descriptor once in a while when a server starts ("epoll_wait error: Bad file
-descriptor"), and then serves nobody."""
-
-
 def machine_path(node: Node) -> Path:
     """The node's machine file, from outside."""
     return node.kubelet_dir / FOLDER / MACHINE.name
@@ -55,7 +50,6 @@ def plugin_daemon_set(
     spec = images.python_spec(
         ["python3", "-m", "simulation.plugin", "--machine", str(MACHINE), "--resource", resource],
         server=server,
-        env=POLLING,
         volumes=[
             {"name": volume, "hostPath": {"path": str(path), "type": "Directory"}}
             for volume, path in folders.items()
