@@ -85,7 +85,7 @@ def test_a_killed_plugin_leaves_nothing_allocatable_and_all_pods_running(
     assert (
         status["containerStatuses"][0]["allocatedResourcesStatus"][0]["resources"][0]["health"] == "Healthy"
     )
-    assert len(gpus.held_by("before")) == 1
+    wait_until(lambda: len(gpus.held_by("before")) == 1, 3, "the device to be still held")
     wait_until(lambda: gpus.observer.healthy == {}, 3, "no healthy device")
 
     gpus.create_pod("waiting", 1, scheduled=True)
