@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from health.accelerators import uuid_of
 from runtime.kubelet_messages import AllocatableResourcesResponse, ListPodResourcesResponse
 
 CONFIRM_SECONDS = 0.5
@@ -28,8 +29,8 @@ class Holding:
 
     @property
     def uuid(self) -> str:
-        """The device's own name: NVIDIA's plugin appends `::N` where it shares a device (internal/rm/devices.go)."""
-        return self.device_id.partition("::")[0]
+        """The device's own name."""
+        return uuid_of(self.device_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from health.accelerators import is_accelerator
+from health.accelerators import is_accelerator, uuid_of
 from runtime.kubelet_pods import ContainerState, Pod
 
 PODS = "pods"
@@ -191,10 +191,8 @@ def from_page(item: Mapping[str, object], *, at: datetime, listed: bool) -> PodS
 
 
 def _devices(given: Iterable[tuple[str, Iterable[str]]]) -> tuple[str, ...]:
-    """The devices' own names; NVIDIA's plugin appends `::N` where it shares a device."""
-    return tuple(
-        sorted({one.partition("::")[0] for name, ids in given if is_accelerator(name) for one in ids})
-    )
+    """The devices' own names."""
+    return tuple(sorted({uuid_of(one) for name, ids in given if is_accelerator(name) for one in ids}))
 
 
 def _latest(started: Iterable[datetime | None], *, of: int) -> datetime | None:

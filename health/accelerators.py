@@ -18,6 +18,14 @@ ACCELERATOR_RESOURCES = (
 )
 
 
+def uuid_of(device_id: str) -> str:
+    """The device that an ID of the kubelet's names; NVIDIA's plugin appends `::N` where it shares a device.
+
+    Source: internal/rm/devices.go of NVIDIA's device plugin.
+    """
+    return device_id.partition("::")[0]
+
+
 def is_accelerator(resource: str, patterns: Iterable[str] = ACCELERATOR_RESOURCES) -> bool:
     """Whether a resource's name fits one of the patterns."""
     return any(fnmatchcase(resource, pattern) for pattern in patterns)

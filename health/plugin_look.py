@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from health.accelerators import is_accelerator
+from health.accelerators import is_accelerator, uuid_of
 from health.vocabulary import FaultKind
 
 DEFAULT_RESOURCE = "nvidia.com/gpu"
@@ -154,11 +154,6 @@ class View:
         """Whether the plugins of our devices, as far as there are any, all serve."""
         states = [self.plugins[name].state for name in self.current]
         return bool(states) and all(state == "Serving" for state in states)
-
-
-def uuid_of(device_id: str) -> str:
-    """The device that an ID of the kubelet's names; NVIDIA's plugin appends `::N` where it shares a device."""
-    return device_id.partition("::")[0]
 
 
 def holds(subject: Subject, view: View) -> bool | None:

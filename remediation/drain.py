@@ -20,12 +20,13 @@ from enum import StrEnum
 
 from msgspec.structs import replace
 
+from health.accelerators import ACCELERATOR_RESOURCES
 from remediation.drain_policy import DrainMode, DrainPolicy
 from remediation.drain_report import tell
 from remediation.drain_selection import Fate, Judgement, judge
 from remediation.drain_state import BUDGETS, DrainState, PodNote
 from remediation.gangs import gang_of, gangs_of
-from remediation.pod import ACCELERATOR_RESOURCES, Pod
+from remediation.pod import Pod
 
 SCHEDULER_LAG = timedelta(seconds=5)
 """How long after a cordon the scheduler may still bind a pod to the node, from a view that is older."""

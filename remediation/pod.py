@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from health.accelerators import ACCELERATOR_RESOURCES, is_accelerator
+from health.accelerators import is_accelerator
 from health.report import Time, Wire
-
-__all__ = ["ACCELERATOR_RESOURCES"]
 
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 """On the API's image of a static pod. The kubelet runs it from a file; deleting the image stops nothing."""

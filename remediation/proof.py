@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from msgspec.structs import replace
 
+from health.plugin_faults import PLUGIN_FAULTS, resource_of
 from health.report import AcceleratorReport
 from health.vocabulary import DeviceHealth, FaultKind, Mode, Phase, SourceState
 from remediation import journal
@@ -19,15 +20,7 @@ from remediation.policy import StepName
 from remediation.situation import RECHECK, Decision, Situation, Write
 from remediation.steps.outcome import Result
 
-PLUGIN_KINDS = frozenset(
-    {
-        FaultKind.PLUGIN_DEAD,
-        FaultKind.PLUGIN_HUNG,
-        FaultKind.PLUGIN_WEDGED,
-        FaultKind.PLUGIN_SOCKET_LOST,
-        FaultKind.DEVICE_NOT_OFFERED,
-    }
-)
+PLUGIN_KINDS = frozenset(PLUGIN_FAULTS) - {FaultKind.DEVICE_OFFERED_THOUGH_BAD}
 """Faults of the device plugin, not of a device."""
 
 CLIMBING = frozenset({Phase.FENCED, Phase.DRAINING, Phase.REPAIRING})
@@ -163,13 +156,9 @@ def _unoffered(node: Node, status: RemediationStatus, report: AcceleratorReport)
     """After a plugin's fault: the Node has to list as many devices as are healthy, which is a kubelet's tick later."""
     if any(device.partition is not None for device in report.status.devices):
         return ""  # a partitioned device is listed under other names, and by other numbers
-    resources = {
-        incident.code.removeprefix("plugin:")
-        for incident in status.incidents
-        if incident.kind in PLUGIN_KINDS and incident.code.startswith("plugin:")
-    }
+    told = {resource_of(one.code) for one in status.incidents if one.kind in PLUGIN_KINDS}
     healthy = sum(device.health is DeviceHealth.HEALTHY for device in report.status.devices)
-    for resource in sorted(resources):
+    for resource in sorted(told - {""}):
         offered = node.status.allocatable.get(resource, "0")
         if offered.isdecimal() and int(offered) < healthy:
             return f"the node lists {offered} of {resource}, and {healthy} devices are healthy"

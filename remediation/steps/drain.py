@@ -16,13 +16,14 @@ from typing import Protocol
 
 import msgspec
 
+from health.accelerators import ACCELERATOR_RESOURCES
 from remediation.cluster import FencedError
 from remediation.drain import SCHEDULER_LAG, Eviction, Notice, Pass, Verdict, next_pass
 from remediation.drain_policy import DrainPolicy
 from remediation.drain_report import tell
 from remediation.drain_state import EVICTED_LIMIT, Answer, DrainState, EvictedPod, Reply, record
 from remediation.orders import DrainOrder
-from remediation.pod import ACCELERATOR_RESOURCES, Pod
+from remediation.pod import Pod
 from remediation.steps.outcome import Outcome, Result
 from runtime.api_errors import (
     ApiError,

@@ -15,10 +15,11 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from health.accelerators import ACCELERATOR_RESOURCES
 from remediation.cluster import FencedError
 from remediation.orders import CleanOrder, RestartOrder
 from remediation.plugin_state import PluginRestart
-from remediation.pod import ACCELERATOR_RESOURCES, Pod
+from remediation.pod import Pod
 from remediation.steps.outcome import Outcome, Result
 from runtime.api_errors import ApiError, Conflict, NotFound
 

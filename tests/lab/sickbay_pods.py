@@ -7,6 +7,7 @@ find it under one name. The network is the host's, so each agent has a port, and
 from __future__ import annotations
 
 import os
+import urllib.request
 from pathlib import Path
 
 from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER
@@ -108,8 +109,6 @@ class SickbayPods:
 
     def page(self, node: str = "") -> str:
         """A metrics page. Raises OSError."""
-        import urllib.request
-
         port = self.ports[node] if node else self.controller_port
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             return str(answer.read().decode())

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,8 +93,6 @@ class Ward:
         return self.pods(namespace)
 
     def metric(self, pod: Object, port: int, name: str, **labels: str) -> float:
-        import urllib.request
-
         address = pod["status"]["podIP"]
         with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=5) as answer:
             return sum_of(answer.read().decode(), name, labels)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -196,8 +197,6 @@ def _held(node: Node) -> set[tuple[str, str]]:
 
 def _told(pods: SickbayPods, node: str) -> set[tuple[str, str]]:
     """(pod, device) as the node's agent exports it."""
-    import re
-
     found = set()
     for line in pods.page(node).splitlines():
         if line.startswith("accelerator_allocation_info{") and line.endswith(" 1.0"):

@@ -9,11 +9,12 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from health.accelerators import ACCELERATOR_RESOURCES
 from remediation.drain import SCHEDULER_LAG, Verdict
 from remediation.drain_policy import DrainMode, DrainPolicy, PodSelection, PreDrain
 from remediation.drain_selection import STUCK_AFTER, Fate, judge
 from remediation.drain_state import RETRY_AFTER, DrainState
-from remediation.pod import ACCELERATOR_RESOURCES, Pod
+from remediation.pod import Pod
 from remediation.steps.drain import Drained, drain
 from runtime.api_errors import ApiError, Conflict, Forbidden, NotFound, TooManyRequests, Unavailable
 from runtime.clock import ManualClock

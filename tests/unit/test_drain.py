@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from health.accelerators import ACCELERATOR_RESOURCES
 from remediation.cluster import FencedError
 from remediation.drain import SCHEDULER_LAG, Eviction, Notice, Verdict
 from remediation.drain_policy import DrainMode, DrainPolicy, PodSelection, PreDrain
 from remediation.drain_selection import Fate, judge
 from remediation.drain_state import DrainState, Reply
-from remediation.pod import ACCELERATOR_RESOURCES, Pod
+from remediation.pod import Pod
 from remediation.pod_api import KubernetesPods
 from remediation.steps.drain import Drained, drain
 from runtime.api_errors import ApiError, ConnectionFailed, Forbidden, NotFound, TooManyRequests, Unavailable

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from health.accelerators import uuid_of
 from health.plugin_faults import CLEAR_SECONDS, PLUGIN_FAULTS, resource_of
-from health.plugin_look import uuid_of
 from health.vocabulary import FaultKind, Scope, Severity
 from tests.unit.plugin_ward import (
     DEAD,
