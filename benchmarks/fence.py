@@ -28,6 +28,7 @@ from simulation.machine import load
 from tests.lab import binaries, manifests
 from tests.lab.api import ApiError
 from tests.lab.images import PROJECT
+from tests.lab.kernel_log import KMSG, next_sequence, write
 from tests.lab.lab import Lab
 from tests.lab.node import Node
 from tests.lab.processes import children_of, wait_until
@@ -47,7 +48,6 @@ rules: [{name: all, mode: Auto}]
 budgets: {maxFenced: 100%, startRate: {perMinute: 1000000, burst: 1000000}}
 healthyDwell: 10m
 """
-KMSG = Path("/dev/kmsg")
 SOURCES = ("nvml", "kernel-log")
 
 
@@ -105,9 +105,7 @@ class Injector:
 
     def write(self, text: bytes) -> None:
         """One write; /dev/kmsg limits lines per open file, so it is opened for each."""
-        target = os.open(self._fifo or KMSG, os.O_WRONLY)
-        os.write(target, text)
-        os.close(target)
+        write(text, self._fifo or KMSG)
 
     def _start_clean(self) -> None:
         """Boot the node anew, which ends all faults, and start its agent."""
@@ -115,7 +113,7 @@ class Injector:
         if node.name in rig.agents:
             rig.agents[node.name].child.stop()
             node.reboot(rig.lab.api)
-        flags = ["--drill", "--kernel-log-since", str(_next_sequence())] if self._fifo is None else []
+        flags = ["--drill", "--kernel-log-since", str(next_sequence())] if self._fifo is None else []
         agent = rig.start_agent(node, *flags, kernel_log=self._fifo or KMSG)
         wait_until(
             lambda: _ready(rig, node.name),
@@ -136,21 +134,6 @@ def _ready(rig: Rig, node: str) -> bool:
     live = {one["name"]: one["state"] for one in status.get("sources", []) if one["name"] in SOURCES}
     healthy = rig.metric("sickbay_nodes", state="healthy") >= 1
     return not status.get("faults") and list(live.values()) == ["Live"] * len(SOURCES) and healthy
-
-
-def _next_sequence() -> int:
-    reader = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK)
-    last = -1
-    try:
-        while True:
-            try:
-                last = int(os.read(reader, 8192).split(b",")[1])
-            except BlockingIOError:
-                return last + 1
-            except BrokenPipeError:
-                continue
-    finally:
-        os.close(reader)
 
 
 def measure(

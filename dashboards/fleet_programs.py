@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dashboards.dispatches import allocation_latency, where_the_time_goes
 from dashboards.page import Row
 from dashboards.panels import Bars, Table, TimeSeries
 from dashboards.queries import NODE_LINK, of_fleet
@@ -53,39 +54,11 @@ DEVICES = Row(
             minimum=0,
             stacked=True,
         ),
-        TimeSeries(
-            title="Allocation latency",
-            description="From a pod's binding to its node until the kubelet has given it its devices.",
-            unit="s",
-            empty="No accelerator pod was started",
-            queries=(
-                of_fleet(
-                    "histogram_quantile(0.5, sum by (resource, le) "
-                    "(rate(accelerator_allocation_duration_seconds_bucket{HERE}[$__rate_interval]))) >= 0",
-                    "{{resource}}, median",
-                ),
-                of_fleet(
-                    "histogram_quantile(0.99, sum by (resource, le) "
-                    "(rate(accelerator_allocation_duration_seconds_bucket{HERE}[$__rate_interval]))) >= 0",
-                    "{{resource}}, 99 %",
-                ),
-            ),
-            minimum=0,
+        allocation_latency(
+            of_fleet,
+            "From a pod's binding to its node until the kubelet has given it its devices.",
         ),
-        TimeSeries(
-            title="Where dispatches spend their time",
-            description="The median of each stage of an accelerator pod's way from creation to ready.",
-            unit="s",
-            empty="No accelerator pod was started",
-            queries=(
-                of_fleet(
-                    "histogram_quantile(0.5, sum by (stage, le) "
-                    "(rate(accelerator_dispatch_stage_duration_seconds_bucket{HERE}[$__rate_interval]))) >= 0",
-                    "{{stage}}",
-                ),
-            ),
-            minimum=0,
-        ),
+        where_the_time_goes(of_fleet),
         Bars(
             title="Accelerator pods that failed to start",
             description="In this range, by resource and the kubelet's reason; a series that is new in the range counts "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dashboards.dispatches import allocation_latency, where_the_time_goes
 from dashboards.page import Row
 from dashboards.panels import Table, TimeSeries
 from dashboards.queries import of_node
@@ -52,45 +53,17 @@ WORKLOADS = Row(
             minimum=0,
             stacked=True,
         ),
-        TimeSeries(
-            title="Allocation latency",
-            description="Until a pod has its devices: from its binding to this node, as the agent sees it, and for the "
+        allocation_latency(
+            of_node,
+            "Until a pod has its devices: from its binding to this node, as the agent sees it, and for the "
             "call of the plugin alone, as the kubelet measures it.",
-            unit="s",
-            empty="No accelerator pod was started",
-            queries=(
-                of_node(
-                    "histogram_quantile(0.5, sum by (resource, le) "
-                    "(rate(accelerator_allocation_duration_seconds_bucket{HERE}[$__rate_interval]))) >= 0",
-                    "{{resource}}, median",
-                ),
-                of_node(
-                    "histogram_quantile(0.99, sum by (resource, le) "
-                    "(rate(accelerator_allocation_duration_seconds_bucket{HERE}[$__rate_interval]))) >= 0",
-                    "{{resource}}, 99 %",
-                ),
-                of_node(
-                    "histogram_quantile(0.99, sum by (resource, le) "
-                    "(rate(accelerator_kubelet_allocation_duration_seconds_bucket{HERE}[5m]))) >= 0",
-                    "{{resource}}, 99 % of the kubelet's calls",
-                ),
+            of_node(
+                "histogram_quantile(0.99, sum by (resource, le) "
+                "(rate(accelerator_kubelet_allocation_duration_seconds_bucket{HERE}[5m]))) >= 0",
+                "{{resource}}, 99 % of the kubelet's calls",
             ),
-            minimum=0,
         ),
-        TimeSeries(
-            title="Where dispatches spend their time",
-            description="The median of each stage of an accelerator pod's way from creation to ready.",
-            unit="s",
-            empty="No accelerator pod was started",
-            queries=(
-                of_node(
-                    "histogram_quantile(0.5, sum by (stage, le) "
-                    "(rate(accelerator_dispatch_stage_duration_seconds_bucket{HERE}[$__rate_interval]))) >= 0",
-                    "{{stage}}",
-                ),
-            ),
-            minimum=0,
-        ),
+        where_the_time_goes(of_node),
         TimeSeries(
             title="Device plugins",
             description="The state that each plugin was found in by asking it.",

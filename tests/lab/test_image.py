@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from simulation.machine import h100_machine, save
-from tests.lab import manifests, plugin_pods
+from tests.lab import kernel_log, manifests, plugin_pods
 from tests.lab.api import ApiError, Object
 from tests.lab.conftest import PROBLEMS
 from tests.lab.images import PROJECT
@@ -35,7 +35,6 @@ pytestmark = pytest.mark.timeout(900)
 
 NODE, SPARE = "imaged", "spare"
 HOST_FOLDER = "/var/lib/kubelet/sickbay"
-KMSG = Path("/dev/kmsg")
 AUTO = """
 apiVersion: sickbay.dev/v1alpha1
 kind: Policy
@@ -190,7 +189,7 @@ def _adapt_agent(lab: Lab) -> None:
     configuration = {
         "listen": ":9400",
         "drill": True,
-        "kernelLogSince": _next_record(),
+        "kernelLogSince": kernel_log.next_sequence(),
         "bootId": f"{HOST_FOLDER}/boot_id",
         "stateFile": f"{HOST_FOLDER}/agent.json",
         "workerCommand": ["python3", "-m", "simulation.worker", "--machine", f"{HOST_FOLDER}/machine.json"],
@@ -214,25 +213,8 @@ def _adapt_agent(lab: Lab) -> None:
     )
 
 
-def _next_record() -> int:
-    """The number that the next line of the machine's kernel log will have, at least."""
-    reader = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK)
-    last = -1
-    try:
-        while True:
-            try:
-                last = int(os.read(reader, 8192).split(b",")[1])
-            except BlockingIOError:
-                return last + 1
-            except BrokenPipeError:
-                continue
-    finally:
-        os.close(reader)
-
-
 def _kernel_says(address: str) -> None:
-    with KMSG.open("wb", buffering=0) as log:
-        log.write(f"{XID_79.format(address=address)}\n".encode())
+    kernel_log.write(f"{XID_79.format(address=address)}\n".encode())
 
 
 def test_the_manifests_run_the_image_and_the_default_policy_only_observes(ward: Ward) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from simulation.machine import load, save
-from tests.lab import manifests
+from tests.lab import kernel_log, manifests
 from tests.lab.api import Object
 from tests.lab.conftest import clean
 from tests.lab.lab import Lab
@@ -304,7 +303,7 @@ def test_a_line_through_the_machines_own_kernel_log_fences_in_a_drill(
 ) -> None:
     """Userspace cannot write facility 0: so the agent is told that this is a drill, and says so."""
     device = Path("/dev/kmsg")
-    since = _next_sequence(device)
+    since = _drill_begins(device)
     rig = Rig(sickbay)
     try:
         flags = ("--drill", "--kernel-log-since", str(since))
@@ -325,18 +324,7 @@ def test_a_line_through_the_machines_own_kernel_log_fences_in_a_drill(
         clean(sickbay)
 
 
-def _next_sequence(device: Path) -> int:
-    """The number that the next record of the kernel log will have."""
-    reader = os.open(device, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        device.write_text(f"sickbay lab: drill begins at {datetime.now(UTC):%H:%M:%S}\n")
-        last = 0
-        while True:
-            try:
-                last = int(os.read(reader, 8192).split(b",")[1])
-            except BlockingIOError:
-                return last + 1
-            except BrokenPipeError:
-                continue
-    finally:
-        os.close(reader)
+def _drill_begins(device: Path) -> int:
+    """The number that the next record of the kernel log will have; there is one before it."""
+    kernel_log.write(f"sickbay lab: drill begins at {datetime.now(UTC):%H:%M:%S}\n".encode(), device)
+    return kernel_log.next_sequence(device)

@@ -1,6 +1,6 @@
 """Dispatches: each stage is measured once, from what was seen, and a restart measures nothing twice."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +15,7 @@ from exporter.events import AllocationFailed
 from exporter.holdings import Holding, Holdings
 from exporter.pods import PodSeen, PodsListed
 from runtime.spans import SpanRecord, dispatch_trace
-from runtime.tracing import SpanCounts
+from tests.unit.collected_spans import Collected
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 GPU = "nvidia.com/gpu"
@@ -57,29 +57,6 @@ def rejected(seconds: float = 0.3, reason: str = "UnexpectedAdmissionError", **f
     """As the kubelet shows it: a startTime, and neither conditions nor container statuses."""
     shown: dict[str, object] = {"phase": "Failed", "reason": reason, "admitted": NOON, "scheduled": None}
     return look(seconds, **{**shown, **fields})  # type: ignore[arg-type]
-
-
-class Collected:
-    """A tracer that keeps what it is given."""
-
-    enabled = True
-
-    def __init__(self) -> None:
-        self.spans: list[SpanRecord] = []
-
-    def emit(self, record: SpanRecord) -> None:
-        self.spans.append(record)
-
-    def counts(self) -> SpanCounts:
-        return SpanCounts()
-
-    def shutdown(self, timeout: float = 3.0) -> None:
-        raise AssertionError("nobody ends it here")
-
-    def collect(self) -> Iterator[Metric]:
-        return iter(())
-
-    describe = collect
 
 
 @pytest.fixture

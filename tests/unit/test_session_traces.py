@@ -5,7 +5,6 @@ from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
-from prometheus_client.metrics_core import Metric
 
 from health.vocabulary import Mode, Phase
 from remediation import journal
@@ -13,32 +12,9 @@ from remediation.drain_state import DrainState, EvictedPod
 from remediation.objects import AcceleratorRemediation, RemediationStatus
 from remediation.traces import Teller, root_of, spans_of, trace_of
 from runtime.spans import SpanRecord, dispatch_trace
-from runtime.tracing import SpanCounts
 from tests.unit.builders import NOON
 from tests.unit.builders import session as make_session
-
-
-class Collected:
-    """A tracer that keeps what it is given."""
-
-    enabled = True
-
-    def __init__(self) -> None:
-        self.spans: list[SpanRecord] = []
-
-    def emit(self, record: SpanRecord) -> None:
-        self.spans.append(record)
-
-    def counts(self) -> SpanCounts:
-        return SpanCounts()
-
-    def shutdown(self, timeout: float = 3.0) -> None:
-        raise AssertionError("nobody ends it here")
-
-    def collect(self) -> Iterator[Metric]:
-        return iter(())
-
-    describe = collect
+from tests.unit.collected_spans import Collected
 
 
 def at(seconds: float) -> timedelta:
