@@ -20,9 +20,7 @@ demo: $(READY)  ## a GPU falls off the bus, and its node is fenced before your e
 	$(BIN)/sickbay demo
 
 test: fast  ## all tests: the fast ones, then the lab's (a real Kubernetes; they say so when they cannot run)
-	@# Real kubelets on a machine that is shared are late now and then: what has failed is tried once more, on a new lab.
-	$(BIN)/pytest tests/lab -m "lab and not deep" \
-		|| $(BIN)/pytest tests/lab -m "lab and not deep" --last-failed --last-failed-no-failures none
+	$(BIN)/pytest tests/lab -m "lab and not deep"
 
 fast: $(READY)  ## the tests that need nothing but Python
 	$(BIN)/pytest tests/unit tests/property tests/contract -m "not deep" -n auto

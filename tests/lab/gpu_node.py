@@ -84,7 +84,8 @@ class GpuNode:
         self.namespace = ""
 
     def start_plugin(self, name: str = "plugin") -> Child:
-        """Start an instance of the plugin; it may be refused."""
+        """Start an instance of the plugin; it may be refused. Its log begins anew: it tells of this life only."""
+        (self.lab.folder / f"{name}.log").unlink(missing_ok=True)
         command: list[str | Path] = [sys.executable, "-m", "simulation.plugin", "--machine", self.machine]
         return self.lab.processes.start(
             name, [*command, "--socket-dir", self.socket.parent], cwd=images.PROJECT
@@ -92,10 +93,8 @@ class GpuNode:
 
     def serve(self) -> Child:
         """Start the plugin and wait until the kubelet has taken it, which the API learns a tick later."""
-        log = self.lab.folder / "plugin.log"
-        before = registrations(log)
         child = self.start_plugin()
-        wait_until(lambda: registrations(log) > before, 30, "the registration", logs=[log])
+        wait_until(lambda: registrations(child.log), 30, "the registration", logs=[child.log])
         self.await_offered(8, 8)
         return child
 

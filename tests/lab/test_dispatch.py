@@ -188,7 +188,8 @@ def test_stages_agree_with_a_watch_and_are_told_as_a_whole_trace(scene: Scene) -
         spans["pod.scheduled"].end_ns,
     ]
     assert abs(root.end_ns / 1e9 - ready) < TOLERANCE
-    assert list(root.attributes["hw.id"]) == scene.gpus.held_by("one") != []
+    held = wait_until(lambda: scene.gpus.held_by("one"), 5, "the holdings")
+    assert list(root.attributes["hw.id"]) == held
     assert root.attributes["sickbay.dispatch.times"] == "watched"
 
 

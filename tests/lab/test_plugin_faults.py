@@ -23,7 +23,7 @@ from tests.lab.lab import Lab
 from tests.lab.processes import Child, wait_until
 from tests.lab.rig import Rig
 
-NODE = "gpu"
+NODE = "faulty"
 GPU_OF_ADDRESS_3B = 1
 FOUND_WITHIN = 10.0
 """Seconds from a plugin's failure to its fault in the API server: the probe (4), the dwell (5) and the way there."""

@@ -139,7 +139,7 @@ def test_jobs_leave_a_node_whose_gpu_died_at_the_budgets_pace_and_run_on_another
         deployment("train", 4),
         budget("train", 3),
         job("batch", 2),
-        deployment("web", 1, gpus=0),
+        deployment("web", 1, gpus=0, node="g1"),
     )
     lab.apply(*work)
     wait_until(lambda: len(running(lab, namespace, "g1")) == 7, 60, "all pods to run on g1", logs=pods.logs)
