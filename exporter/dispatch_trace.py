@@ -8,14 +8,13 @@ begin with the creation, which is cut to the second: they are drawn up to a seco
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import msgspec
 
 from exporter.dispatch import Outcome, Progress
-from runtime.spans import AttributeValue, SpanRecord, dispatch_trace, span_id_of
+from runtime.spans import AttributeValue, SpanRecord, dispatch_trace, nanoseconds, span_id_of
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ATTEMPT = 1
 """A pod's containers may start many times; the pod itself is dispatched once."""
 _FAILURES = (Outcome.REJECTED, Outcome.FAILED, Outcome.DELETED)
@@ -82,8 +81,8 @@ def spans_of(over: Dispatched, *, node: str) -> Iterator[SpanRecord]:
             trace_id=root.trace_id,
             span_id=span_id_of("dispatch", over.uid, _ATTEMPT, stage.stage),
             parent_id=root.span_id,
-            start_ns=_ns(began),
-            end_ns=_ns(stage.at),
+            start_ns=nanoseconds(began),
+            end_ns=nanoseconds(stage.at),
             attributes={**about, "sickbay.dispatch.stage": stage.stage},
         )
         began = stage.at
@@ -92,13 +91,9 @@ def spans_of(over: Dispatched, *, node: str) -> Iterator[SpanRecord]:
         trace_id=root.trace_id,
         span_id=root.span_id,
         parent_id=None,
-        start_ns=_ns(over.created),
-        end_ns=_ns(over.ended),
+        start_ns=nanoseconds(over.created),
+        end_ns=nanoseconds(over.ended),
         attributes=about,
         status="error" if over.failure else "ok",
         status_message=over.failure,
     )
-
-
-def _ns(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1) * 1000

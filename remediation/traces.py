@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 from health.vocabulary import Phase
@@ -27,12 +27,12 @@ from runtime.spans import (
     SpanRecord,
     TraceRef,
     dispatch_trace,
+    nanoseconds,
     span_id_of,
     trace_id_of,
 )
 from runtime.tracing import Tracer
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _GOOD = frozenset({Result.DONE, Result.ALREADY_CORDONED, Result.NOT_OURS, "Observed"})
 
 
@@ -97,8 +97,8 @@ def spans_of(session: AcceleratorRemediation) -> Iterator[SpanRecord]:
             trace_id=root.trace_id,
             span_id=root.span_id,
             parent_id=None,
-            start_ns=_ns(status.phases[0].started),
-            end_ns=_ns(status.closed_time),
+            start_ns=nanoseconds(status.phases[0].started),
+            end_ns=nanoseconds(status.closed_time),
             attributes={
                 **_about(session),
                 "sickbay.remediation.phase": status.phase.value,
@@ -117,8 +117,8 @@ def _phase_span(
         trace_id=root.trace_id,
         span_id=_phase_id(root, entry),
         parent_id=root.span_id,
-        start_ns=_ns(entry.started),
-        end_ns=_ns(ended),
+        start_ns=nanoseconds(entry.started),
+        end_ns=nanoseconds(ended),
         attributes={**_about(session), "sickbay.remediation.phase": entry.phase.value},
     )
 
@@ -138,10 +138,12 @@ def _step_spans(session: AcceleratorRemediation, root: TraceRef) -> Iterator[Spa
         yield SpanRecord(
             name=f"step {entry.step}",
             trace_id=root.trace_id,
-            span_id=span_id_of(root.trace_hex, "step", entry.step, _ns(intent.time), _ns(entry.time)),
+            span_id=span_id_of(
+                root.trace_hex, "step", entry.step, nanoseconds(intent.time), nanoseconds(entry.time)
+            ),
             parent_id=_phase_id(root, within[-1]) if within else root.span_id,
-            start_ns=_ns(intent.time),
-            end_ns=_ns(entry.time),
+            start_ns=nanoseconds(intent.time),
+            end_ns=nanoseconds(entry.time),
             attributes={
                 **_about(session),
                 "sickbay.remediation.step": entry.step,
@@ -182,8 +184,4 @@ def _about(session: AcceleratorRemediation) -> dict[str, AttributeValue]:
 
 
 def _phase_id(root: TraceRef, entry: PhaseEntry) -> int:
-    return span_id_of(root.trace_hex, "phase", entry.phase.value, _ns(entry.started))
-
-
-def _ns(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1) * 1000
+    return span_id_of(root.trace_hex, "phase", entry.phase.value, nanoseconds(entry.started))

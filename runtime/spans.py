@@ -11,11 +11,13 @@ span, never zero.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
 AttributeValue = str | bool | int | float | tuple[str, ...]
 SpanStatus = Literal["unset", "ok", "error"]
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TRACE_BYTES = 16
 _SPAN_BYTES = 8
 _LAST_NS = (1 << 63) - 1
@@ -54,6 +56,11 @@ class TraceRef(NamedTuple):
     def span_hex(self) -> str:
         """16 digits."""
         return f"{self.span_id:016x}"
+
+
+def nanoseconds(time: datetime) -> int:
+    """A time as spans have it: nanoseconds since the epoch, exactly (a float would lose the last microseconds)."""
+    return (time - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def dispatch_trace(pod_uid: str, attempt: int = 1) -> TraceRef:
