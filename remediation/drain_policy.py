@@ -73,6 +73,31 @@ class DrainPolicy(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
             )
 
     @property
+    def terms(self) -> str:
+        """The policy as JSON, which a session keeps of the drain that it began."""
+        return msgspec.json.encode(self, order="deterministic", enc_hook=str).decode()
+
+    def tightened_by(self, other: DrainPolicy) -> DrainPolicy:
+        """This policy, in each respect in which the other one is more careful with the pods as that one has it.
+
+        The longer deadline holds: what is left then is a person's affair, and nothing is evicted for it.
+        """
+        mode = max(self.mode, other.mode, key=_MORE_CAREFUL.index)
+        patience = [one.evict_after for one in (self, other) if one.evict_after is not None]
+        notices = [one.pre_drain for one in (self, other) if one.pre_drain is not None]
+        return DrainPolicy(
+            mode=mode,
+            deadline=max(self.deadline, other.deadline),
+            evict_after=max(patience) if mode is DrainMode.EVICT_AFTER else None,
+            pods=self.pods if self.pods is PodSelection.ACCELERATOR else other.pods,
+            pre_drain=max(notices, key=lambda notice: notice.wait, default=None),
+            delete_empty_dir_data=self.delete_empty_dir_data and other.delete_empty_dir_data,
+            force=self.force and other.force,
+            concurrency=min(self.concurrency, other.concurrency),
+            one_node_per_gang=self.one_node_per_gang or other.one_node_per_gang,
+        )
+
+    @property
     def time_limit(self) -> timedelta:
         """`deadline` as a time span."""
         return timedelta(seconds=self.deadline)
@@ -86,3 +111,18 @@ class DrainPolicy(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
     def patience(self) -> timedelta:
         """How long the pods that were there at the start are left alone at least. Meaningless in mode Wait."""
         return max(timedelta(seconds=self.evict_after or 0), self.warning)
+
+
+_MORE_CAREFUL = (DrainMode.EVICT, DrainMode.EVICT_AFTER, DrainMode.WAIT)
+
+
+def policy_of(terms: str) -> DrainPolicy | None:
+    """The policy whose terms these are; None where they cannot be read (edited by hand, of another version)."""
+    try:
+        return msgspec.json.decode(terms, type=DrainPolicy, dec_hook=_quantity)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
+def _quantity(type_: type[Duration], value: object) -> Duration:
+    return type_.parse(value)

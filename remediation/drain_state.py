@@ -84,7 +84,8 @@ class DrainState(Wire, frozen=True):
     `empty_since`: the look that found nothing left, as long as no later one found something. `seen_gangs` are the
     gangs that pods on the node belong to, `gangs` those of them that this drain has claimed: no other node of
     theirs is disrupted until it ends. `evicted_pods` are the first that were evicted, `replacements` the UIDs of the
-    pods that their controllers had made instead when the drain was over.
+    pods that their controllers had made instead when the drain was over. `terms` are those of the policy under which
+    it began: a looser one is for later drains.
     """
 
     started: Time
@@ -95,6 +96,7 @@ class DrainState(Wire, frozen=True):
     gangs: tuple[str, ...] = ()
     evicted_pods: tuple[EvictedPod, ...] = ()
     replacements: tuple[str, ...] = ()
+    terms: str = ""
 
     def note(self, uid: str) -> PodNote:
         """What is remembered of a pod; an empty note where there is nothing."""

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from health.report import AcceleratorReport
 from health.vocabulary import Advice, FaultKind, Phase
 from remediation import budget, evidence, journal
+from remediation.drain_policy import policy_of
 from remediation.drain_state import DrainState
 from remediation.fleet import Node
 from remediation.gangs import GANGS_LIMIT
@@ -106,10 +107,13 @@ def _drain(
 ) -> Decision:
     name = session.metadata.name
     policy = rules_of(at, journal.lasting(status))[0].drain_for(rung.rung)
+    begun_under = policy_of(status.drain.terms) if status.drain and status.phase is Phase.DRAINING else None
+    if begun_under is not None:
+        policy = begun_under.tightened_by(policy)
     order = DrainOrder(policy, next_is_reboot=rung.rung == Advice.REBOOT_NODE)
     step = _Step(StepName.DRAIN, Phase.DRAINING, order, f"{name}: drains the node")
     if status.phase is Phase.FENCED:
-        begun = replace(status, drain=DrainState(started=at.now.wall))
+        begun = replace(status, drain=DrainState(started=at.now.wall, terms=policy.terms))
         return _no_room(at, session, status, node) or _begin(at, session, begun, step)
     state = status.drain or DrainState(started=at.now.wall)
     if (gangs := _claimed(at, state)) != state.gangs:

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from health.accelerators import ACCELERATOR_RESOURCES
 from remediation.drain import SCHEDULER_LAG, Verdict
-from remediation.drain_policy import DrainMode, DrainPolicy, PodSelection, PreDrain
+from remediation.drain_policy import DrainMode, DrainPolicy, PodSelection, PreDrain, policy_of
 from remediation.drain_selection import STUCK_AFTER, Fate, judge
 from remediation.drain_state import RETRY_AFTER, DrainState
 from remediation.pod import Pod
@@ -22,6 +22,51 @@ from runtime.quantities import Duration
 from tests.fake_pods import FakePods, budget_refusal, make_pod
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+_seconds = st.integers(1, 7200).map(Duration)
+
+
+@st.composite
+def drain_policies(draw: st.DrawFn) -> DrainPolicy:
+    """Any policy that the file may say."""
+    mode = draw(st.sampled_from(DrainMode))
+    given = {
+        "mode": mode,
+        "deadline": draw(_seconds),
+        "evict_after": draw(_seconds) if mode is DrainMode.EVICT_AFTER else None,
+        "pods": draw(st.sampled_from(PodSelection)),
+        "pre_drain": draw(st.none() | st.builds(PreDrain, wait=_seconds)),
+        "delete_empty_dir_data": draw(st.booleans()),
+        "force": draw(st.booleans()),
+        "concurrency": draw(st.integers(1, 32)),
+        "one_node_per_gang": draw(st.booleans()),
+    }
+    try:
+        return DrainPolicy(**given)
+    except ValueError:
+        reject()
+
+
+@given(drain_policies(), drain_policies())
+def test_a_policy_tightened_by_another_is_in_no_respect_looser_than_either(
+    one: DrainPolicy, other: DrainPolicy
+) -> None:
+    both = one.tightened_by(other)
+    assert both.tightened_by(other) == both == both.tightened_by(one)
+    assert policy_of(both.terms) == both
+    for single in (one, other):
+        assert both.mode is single.mode or single.mode is not DrainMode.WAIT
+        assert both.patience >= single.patience or DrainMode.WAIT in (both.mode, single.mode)
+        assert single.pods is PodSelection.ALL or both.pods is PodSelection.ACCELERATOR
+        assert both.force <= single.force and both.delete_empty_dir_data <= single.delete_empty_dir_data
+        assert both.concurrency <= single.concurrency
+        assert both.one_node_per_gang >= single.one_node_per_gang
+
+
+@given(st.text())
+def test_terms_that_nobody_can_read_are_no_policy(terms: str) -> None:
+    assert policy_of(terms) is None or policy_of(terms) == DrainPolicy()
+
 
 ERRORS: list[ApiError | None] = [
     None,

@@ -126,6 +126,25 @@ def test_a_drain_is_told_whether_a_reboot_follows_and_how_the_rule_wants_it() ->
         assert order == DrainOrder(DrainPolicy(pods=PodSelection.ALL), next_is_reboot=reboots)
 
 
+@pytest.mark.parametrize(
+    ("begun", "now", "held_to"),
+    [
+        (DrainMode.WAIT, DrainMode.EVICT, DrainMode.WAIT),
+        (DrainMode.EVICT, DrainMode.WAIT, DrainMode.WAIT),
+        (DrainMode.EVICT, DrainMode.EVICT, DrainMode.EVICT),
+    ],
+)
+def test_a_drain_that_runs_takes_up_a_more_careful_policy_and_no_looser_one(
+    begun: DrainMode, now: DrainMode, held_to: DrainMode
+) -> None:
+    terms = DrainPolicy(mode=begun, force=True).terms
+    found = with_status(under_way(), drain=DrainState(started=NOON, terms=terms))
+    rule = Rule(name="all", mode=Mode.AUTO, drain=DrainPolicy(mode=now))
+    order = run_of(about(ward(found, REBOOT), under=policy(Mode.AUTO, rule))).order
+    assert isinstance(order, DrainOrder)
+    assert (order.policy.mode, order.policy.force) == (held_to, False)
+
+
 def test_jobs_may_end_by_themselves_before_hardware_is_replaced_and_not_before_a_reboot() -> None:
     orders = [run_of(about(ward(fenced(what), what))).order for what in (REPLACE, REBOOT)]
     modes = [order.policy.mode for order in orders if isinstance(order, DrainOrder)]
@@ -180,7 +199,9 @@ def test_two_nodes_that_are_decided_about_at_once_do_not_share_the_last_room() -
 def test_a_drain_that_begins_anew_has_its_whole_time(reason: str) -> None:
     old = DrainState(started=later(-9999), evicted=3, gangs=("Job/team/a",))
     found = with_status(fenced(), reason=reason, drain=old, step="Drain")
-    assert run_of(about(ward(found, REBOOT))).status.drain == DrainState(started=NOON)
+    assert run_of(about(ward(found, REBOOT))).status.drain == DrainState(
+        started=NOON, terms=DrainPolicy().terms
+    )
 
 
 # Further passes.
@@ -357,7 +378,7 @@ def test_a_hold_stops_a_drain_and_its_end_begins_it_anew() -> None:
     resumed = status_of(about(ward(replace(found, status=status), REBOOT)))
     assert (resumed.phase, resumed.reason) == (Phase.FENCED, "Resumed")
     action = run_of(about(ward(replace(found, status=resumed), REBOOT), wall=later(60)))
-    assert action.status.drain == DrainState(started=later(60))
+    assert action.status.drain == DrainState(started=later(60), terms=DrainPolicy().terms)
 
 
 @pytest.mark.parametrize("reason", ["DrainBlocked", "DrainDeadline", "PluginNotFound", "AdmissionStuck"])
