@@ -210,6 +210,7 @@ def _agent(
             pod_resources_socket=configuration.pod_resources_socket,
             device_plugin_folder=configuration.device_plugin_folder,
             pods_socket=configuration.pods_socket,
+            receipts=configuration.receipts,
         ),
         boot_id=boot_id,
         catalogue=_catalogue(configuration.xid_overrides),

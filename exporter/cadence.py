@@ -1,26 +1,30 @@
 """When the report is written, and how much of it. Pure: the time is passed in.
 
-A new Fatal fault or a rise to Fatal is written at once, always. Other changes of meaning share a token bucket,
-so that a flapping source cannot burden the API server. Counts and last-seen times ride on renewals.
+A new Fatal fault or a rise to Fatal is written at once, always; so is what a repair waits for: a new receipt, and
+that the devices were let go of or taken again. Other changes of meaning share a token bucket, so that a flapping
+source cannot burden the API server. Counts and last-seen times ride on renewals.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from health.report import ReportStatus
-from health.vocabulary import Severity
+from health.vocabulary import DeviceAccess, Severity
 
 BURST = 3
 REFILL_SECONDS = 5.0
+ATTENTIVE_SECONDS = 5.0
 
 
 class Write(StrEnum):
-    """The kinds of write: a new or worse Fatal fault, another change of meaning, a sign of life."""
+    """The kinds of write: a new or worse Fatal fault, what a repair waits for, another change, a sign of life."""
 
     FATAL = "fatal"
+    REPAIR = "repair"
     CHANGE = "change"
     RENEWAL = "renewal"
 
@@ -61,16 +65,32 @@ def due(
         return Due(Write.FATAL, now)
     if written is None:
         return Due(Write.CHANGE, now)
+    if _awaited(wanted, written):
+        return Due(Write.REPAIR, now)
     change_at = bucket.ready_at(now)
     if change_at < renew_at and meaning(wanted) != meaning(written):
         return Due(Write.CHANGE, change_at)
     return Due(Write.RENEWAL, max(now, renew_at))
 
 
+def attentive(status: ReportStatus) -> float:
+    """Seconds within which the answer to a renewal may be needed: a node that is to be repaired, or is being repaired,
+    should not learn half a minute late that it is to let go of its devices, or may take them back."""
+    waits = fatal(status) or status.device_access is DeviceAccess.RELEASED
+    return ATTENTIVE_SECONDS if waits else math.inf
+
+
 def fatal(status: ReportStatus) -> frozenset[tuple[str, str, bool]]:
     """Identities of the Fatal faults, and whether each is a drill: one that becomes real is a new one."""
     return frozenset(
         (*fault.identity, fault.drill) for fault in status.faults if fault.severity is Severity.FATAL
+    )
+
+
+def _awaited(wanted: ReportStatus, written: ReportStatus) -> bool:
+    """Whether a repair that is under way waits for what has changed."""
+    return wanted.device_access is not written.device_access or not set(wanted.receipts) <= set(
+        written.receipts
     )
 
 
@@ -90,4 +110,5 @@ def meaning(status: ReportStatus) -> Hashable:
         tuple((source.name, source.state) for source in status.sources),
         status.device_access,
         status.drill,
+        status.receipts,
     )

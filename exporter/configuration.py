@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from health.receipt import RECEIPT_FOLDER
 from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER, POD_RESOURCES_SOCKET, PODS_SOCKET
 from runtime.quantities import Duration, ListenAddress
 
@@ -50,7 +51,8 @@ class AgentConfiguration(
     """From one sample of the devices to the next."""
 
     renew_interval: Duration = Duration(30)
-    """From one renewal of the report to the next. Controllers call a report stale after 90 s without one."""
+    """From one renewal of the report to the next; at most 5 s where a Fatal fault is open or the devices are released.
+    Controllers call a report stale after 90 s without one."""
 
     pod_resources_socket: Path = POD_RESOURCES_SOCKET
     """The kubelet's socket that tells who holds which device. Where there is none, that is not known."""
@@ -60,6 +62,9 @@ class AgentConfiguration(
 
     pods_socket: Path = PODS_SOCKET
     """The kubelet's socket that tells this node's pods (Kubernetes 1.37 and later), for allocation latency."""
+
+    receipts: Path = Path(RECEIPT_FOLDER)
+    """Where repairs leave on the host what they did. Without the folder none was done since the boot."""
 
     kubelet_address: ListenAddress | None = None
     """`HOST:PORT` of this node's kubelet: pods where there is no such socket, and its own measure of allocations."""

@@ -10,6 +10,7 @@ from exporter.pods import PodSeen, PodsListed
 from exporter.samples import Inventory, Sample
 from exporter.sources.kernel_intake import KernelMessage
 from exporter.sources.plugin_target import Plugin
+from health.receipt import Receipt
 from health.report import ReportSpec, ReportStatus
 from health.vocabulary import SourceState
 
@@ -28,6 +29,13 @@ class Probed:
     """Something about a device plugin has changed; all of them, sorted by socket."""
 
     plugins: tuple[Plugin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptsRead:
+    """What repairs have left on the host has changed; the newest receipts, the newest first."""
+
+    receipts: tuple[Receipt, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ Event = (
     | SourceSaid
     | Probed
     | Holdings
+    | ReceiptsRead
     | AllocationFailed
     | PodSeen
     | PodsListed

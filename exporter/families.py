@@ -273,7 +273,8 @@ KERNEL_LOG_LOST = Family(
 REPORT_WRITES = Family(
     "sickbay_report_writes_total",
     "counter",
-    "Successful writes of the AcceleratorReport: for a Fatal fault, for another change, as a sign of life.",
+    "Successful writes of the AcceleratorReport: for a Fatal fault, for what a repair waits for, for another change, "
+    "as a sign of life.",
     ("kind",),
 )
 REPORT_FAILURES = Family(

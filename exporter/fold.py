@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from exporter.events import AllocationFailed, CaughtUp, Event, Met, Probed, SourceSaid, Written
+from exporter.events import (
+    AllocationFailed,
+    CaughtUp,
+    Event,
+    Met,
+    Probed,
+    ReceiptsRead,
+    SourceSaid,
+    Written,
+)
 from exporter.holdings import Holdings
 from exporter.memory import Memory, recalled, remembered, with_own_report
 from exporter.orders import orders
@@ -16,6 +25,7 @@ from exporter.reporting import fresh_samples, sound_devices
 from exporter.samples import Inventory, Sample
 from exporter.sources.kernel_intake import KernelMessage
 from exporter.sources.kubelet_metrics import KUBELET_METRICS
+from exporter.sources.receipts import RECEIPTS
 from exporter.state import KERNEL_LOG, NVML, NodeState
 from health.report import ReportSpec
 from health.vocabulary import SourceState
@@ -25,6 +35,7 @@ SETTLING_SECONDS = 5.0
 """How long the first report waits for the sources to say something. A Fatal fault does not wait."""
 
 KUBELET_SOURCES = (PLUGIN, POD_RESOURCES, PODS, KUBELET_METRICS)
+OTHER_SOURCES = (*KUBELET_SOURCES, RECEIPTS)
 
 _STARTING = "starting"
 
@@ -47,7 +58,7 @@ class Fold:
     ) -> None:
         self._sample_interval = sample_interval
         state = NodeState(boot_id=boot_id, catalogue=catalogue, drill=drill)
-        for source in (KERNEL_LOG, NVML, *KUBELET_SOURCES):
+        for source in (KERNEL_LOG, NVML, *OTHER_SOURCES):
             state = state.with_source(source, SourceState.STALE, _STARTING)
         self.state = recalled(memory, state, now) if memory else state
         self.orders = orders(self.state.orders, wall=now, monotonic=monotonic)
@@ -61,6 +72,8 @@ class Fold:
         self._drill = drill
         self._started = monotonic
         self._caught_up = False
+        self._replayed = False
+        """All that the kernel log had at the start is in the state, without what resets have healed."""
         self._met: Met | None = None
         self._heard: set[str] = set()
         """Which of the plugin probe and the pod resources have told what they see."""
@@ -73,7 +86,7 @@ class Fold:
         return (
             sampled
             and (self._caught_up or kernel_log.state is SourceState.FAILED)
-            and all(self._has_told(name) for name in KUBELET_SOURCES)
+            and all(self._has_told(name) for name in OTHER_SOURCES)
         )
 
     def _has_told(self, name: str) -> bool:
@@ -92,7 +105,7 @@ class Fold:
         """Take in one event."""
         match event:
             case KernelMessage():
-                self.state = self.state.with_message(event)
+                self.state = self.state.with_message(self._dated(event, now, monotonic))
             case Sample():
                 self.state = self.state.with_sample(event, now)
             case Inventory():
@@ -105,6 +118,8 @@ class Fold:
             case Holdings():
                 self._heard.add(POD_RESOURCES)
                 self.state = replace(self.state, kubelet=replace(self.state.kubelet, holdings=event))
+            case ReceiptsRead():
+                self.state = self.state.with_receipts(event.receipts, now)
             case AllocationFailed():
                 ago = max(0.0, (now - event.time).total_seconds()) if event.time else 0.0
                 failed = self.state.kubelet.with_failure(event.resource, monotonic - ago)
@@ -126,8 +141,23 @@ class Fold:
         if drill != self.state.drill:
             log.warning("drill: kernel lines of userspace are believed" if drill else "the drill is over")
             self.state = replace(self.state, drill=drill)
+        if not self._replayed:
+            # The log tells of all of this boot, also of what a reset has healed since.
+            self.state = self.state.after_resets()
+            self._replayed = self._caught_up
         self._take_up_report(now, monotonic)
         self.state = self._with_plugin_faults(self.state.at(now), now, monotonic)
+
+    def _dated(self, message: KernelMessage, now: datetime, monotonic: float) -> KernelMessage:
+        """A line that was not replayed was written just before it was read.
+
+        The kernel's own time of it lags by seconds after some weeks, since no NTP disciplines that clock
+        (kernel/printk/printk.c, local_clock), and a fault that is new would seem older than a reset.
+        """
+        if not self._caught_up:
+            return message
+        received = now - timedelta(seconds=monotonic - message.received)
+        return replace(message, time=max(message.time, received))
 
     def _with_plugin_faults(self, state: NodeState, now: datetime, monotonic: float) -> NodeState:
         samples = fresh_samples(state, monotonic=monotonic, interval=self._sample_interval)

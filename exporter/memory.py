@@ -27,6 +27,7 @@ from exporter.samples import DeviceIdentity
 from exporter.state import Counter, NodeState
 from health.diagnose import Diagnosis
 from health.kernel_line import RECOVERY_ACTIONS
+from health.receipt import Receipt
 from health.report import Device, Driver, Fault, ReportSpec, ReportStatus
 
 FILE_LIMIT = 4 * 2**20
@@ -50,6 +51,7 @@ class Unattributed(msgspec.Struct, frozen=True):
     address: str
     faults: tuple[Fault, ...]
     verdict: str = ""
+    verdict_time: datetime | None = None
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -70,12 +72,14 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     addresses: dict[str, str] = {}
     faults: tuple[Fault, ...] = ()
     verdicts: dict[str, str] = {}
+    verdict_times: dict[str, datetime] = {}
     actions: dict[str, int] = {}
     unattributed: tuple[Unattributed, ...] = ()
     xids: tuple[Tally, ...] = ()
     sxids: tuple[Tally, ...] = ()
     orders: ReportSpec = ReportSpec()
     dispatches: tuple[Dispatched, ...] = ()
+    receipts: tuple[Receipt, ...] = ()
 
 
 def remembered(state: NodeState, *, node_uid: str, sequence: int, met: bool) -> Memory:
@@ -92,14 +96,21 @@ def remembered(state: NodeState, *, node_uid: str, sequence: int, met: bool) -> 
         addresses=dict(state.addresses),
         faults=tuple(state.diagnosis.open.values()),
         verdicts=dict(state.diagnosis.verdicts),
+        verdict_times=dict(state.diagnosis.verdict_times),
         actions=dict(state.actions),
         unattributed=tuple(
-            Unattributed(address, tuple(held.open.values()), held.verdicts.get(address, ""))
+            Unattributed(
+                address,
+                tuple(held.open.values()),
+                held.verdicts.get(address, ""),
+                held.verdict_times.get(address),
+            )
             for address, held in state.unattributed.items()
         ),
         xids=_tallies(state.xids.items()),
         sxids=_tallies(state.sxids.items()),
         orders=state.orders,
+        receipts=state.receipts,
     )
 
 
@@ -117,14 +128,16 @@ def recalled(memory: Memory, state: NodeState, now: datetime) -> NodeState:
             held.address: Diagnosis(
                 open={fault.identity: fault for fault in held.faults},
                 verdicts={held.address: held.verdict} if held.verdict else {},
+                verdict_times={held.address: held.verdict_time} if held.verdict_time else {},
             )
             for held in memory.unattributed
         },
         xids=_counters(memory.xids),
         sxids=_counters(memory.sxids),
         orders=memory.orders,
+        receipts=memory.receipts,
     )
-    return kept.restored(memory.faults, memory.verdicts, now)
+    return kept.restored(memory.faults, memory.verdicts, now, verdict_times=memory.verdict_times)
 
 
 def with_own_report(report: ReportStatus, state: NodeState, now: datetime) -> NodeState:
@@ -154,7 +167,8 @@ def with_own_report(report: ReportStatus, state: NodeState, now: datetime) -> No
     known = replace(known, actions={**known.actions, **actions})
     known = known.with_addresses({**addresses, **state.addresses})
     verdicts = {uuid: said for uuid, said in words.items() if said != RECOVERY_ACTIONS[0]}
-    known = known.restored(report.faults, verdicts, now)
+    times = dict.fromkeys(verdicts, report.observed_time) if report.observed_time else {}
+    known = known.restored(report.faults, verdicts, now, verdict_times=times).after_resets()
     return known.with_sample(state.sample, state.sampled_at or now) if state.sample else known
 
 

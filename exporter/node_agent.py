@@ -17,7 +17,16 @@ import msgspec.structs
 from exporter.access import AccessWatch
 from exporter.cadence import Write, fatal
 from exporter.dispatch_outlet import DispatchOutlet
-from exporter.events import AllocationFailed, CaughtUp, Event, Met, Probed, SourceSaid, Written
+from exporter.events import (
+    AllocationFailed,
+    CaughtUp,
+    Event,
+    Met,
+    Probed,
+    ReceiptsRead,
+    SourceSaid,
+    Written,
+)
 from exporter.fold import Fold
 from exporter.holdings import Holdings
 from exporter.memory import Keeper, Memory
@@ -33,7 +42,9 @@ from exporter.sources.nvml import NvmlSource, Timing
 from exporter.sources.plugin import PluginProbe
 from exporter.sources.pod_resources import PodResourcesSource
 from exporter.sources.pods import PodsSource
+from exporter.sources.receipts import RECEIPTS, ReceiptsSource
 from exporter.state import KERNEL_LOG, NVML
+from health.receipt import RECEIPT_FOLDER
 from health.report import ReportSpec, ReportStatus
 from health.vocabulary import SourceState
 from health.xids import Catalogue
@@ -55,6 +66,9 @@ HEARTBEAT_LIMIT = 30.0
 KEEP_DISPATCHES_SECONDS = 1.0
 """At most so often is the state file written for the sake of dispatches alone: pods come several a second."""
 
+RECEIPTS_SECONDS = 1.0
+"""How long the start waits for the receipts to be read, which takes a millisecond."""
+
 _BATCH = 512
 
 log = logging.getLogger(__name__)
@@ -73,6 +87,7 @@ class Settings:
     pod_resources_socket: Path = POD_RESOURCES_SOCKET
     device_plugin_folder: Path = DEVICE_PLUGIN_FOLDER
     pods_socket: Path = PODS_SOCKET
+    receipts: Path = Path(RECEIPT_FOLDER)
 
 
 class NodeAgent:
@@ -154,6 +169,12 @@ class NodeAgent:
             page=kubelet_page,
             clock=self._clock,
         )
+        self._receipts = ReceiptsSource(
+            on_receipts=lambda receipts: self._enqueue(ReceiptsRead(receipts)),
+            on_state=lambda state, message: self._enqueue(SourceSaid(RECEIPTS, state, message)),
+            boot_id=boot_id,
+            folder=settings.receipts,
+        )
         self.kubelet_metrics = KubeletMetrics(
             page=kubelet_page,
             on_state=lambda state, message: self._enqueue(SourceSaid(KUBELET_METRICS, state, message)),
@@ -165,6 +186,9 @@ class NodeAgent:
         self._believe()
         if self._keeper:
             self._keeper.start()
+        self._receipts.start()
+        # Resets first, then the log that still tells of what they have healed: such a fault is not even shown.
+        self._receipts.wait_looked(RECEIPTS_SECONDS)
         self._kernel_log.start()
         self._nvml.start()
         self._pod_resources.start()
@@ -225,6 +249,7 @@ class NodeAgent:
         self._pod_resources.close(0.3)
         self._plugins.close(0.3)
         self._pods.close(0.3)
+        self._receipts.close(0.2)
         self.kubelet_metrics.close(0.1)
         if self._publisher:
             self._publisher.stop(0.5)

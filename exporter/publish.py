@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from exporter.cadence import Bucket, Write, due, fatal, meaning
+from exporter.cadence import Bucket, Write, attentive, due, fatal, meaning
 from exporter.report_wire import new_report, read_core, read_report, status_patch
 from health.report import AcceleratorReport, ReportSpec, ReportStatus
 from health.vocabulary import GROUP_VERSION
@@ -240,7 +240,8 @@ class Publisher:
         if write is Write.CHANGE:
             self._bucket = self._bucket.taken(now)
         # Agents that start together, or find the API server again together, shall not renew together for ever.
-        self._renew_at = now + self._renew_interval * random.uniform(0.9, 1)  # noqa: S311
+        interval = min(self._renew_interval, attentive(wanted))
+        self._renew_at = now + interval * random.uniform(0.9, 1)  # noqa: S311
         with self._condition:
             changed_at = self._changed_at
             overtaken = self._wanted is not wanted and self._wanted is not None

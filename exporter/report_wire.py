@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from exporter.cadence import meaning
-from health.report import AcceleratorReport, ReportStatus, Wire, wire_name
+from health.report import AcceleratorReport, ReportStatus
 from health.vocabulary import GROUP_VERSION
+from health.wire import Wire, wire_name
 
 _RENEWAL = ("sequence", "renew_time", "observed_time")
 _RENEWED_IF_CHANGED = ("faults", "sources")

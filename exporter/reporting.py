@@ -81,6 +81,7 @@ def report_status(
         sources=tuple(_source(state, source) for _, source in sorted(state.sources.items())),
         device_access=device_access(state),
         drill=state.drill,
+        receipts=state.receipts,
     )
 
 

@@ -25,6 +25,7 @@ from exporter.samples import (
 from exporter.sources.kernel_intake import KernelMessage
 from health.diagnose import Diagnosis, XidEvent, device_lost, nobodys
 from health.kernel_line import RECOVERY_ACTIONS, GpuAtLine, SxidLine, XidLine
+from health.receipt import RESET, Receipt, RepairResult
 from health.report import Evidence, Fault, ReportSpec, Source
 from health.vocabulary import FaultKind, Severity, SourceState
 from health.xids import Catalogue
@@ -42,7 +43,7 @@ SEEN_AGAIN = timedelta(seconds=30)
 """How often a fault that lasts is said to have been seen again."""
 
 OTHER_CODE = -1
-_NO_ACTION, _RESET = 0, 1  # NVML field 230
+_NO_ACTION, _RESET_ACTION = 0, 1  # NVML field 230
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ class NodeState:
     `actions` is the recovery action (NVML field 230) that each device's last sample had. `unattributed` holds,
     by PCI address, what is wrong with devices that nobody can name. `xids` and `sxids` count kernel lines of
     this boot by (PCI address, code). `kubelet` is what device plugins and the kubelet say. `cursor` is the number
-    of the newest kernel line in this state, `orders` what the controller asks for.
+    of the newest kernel line in this state, `orders` what the controller asks for. `receipts` are those that the
+    host has, the newest first; the faults that their resets ended are no longer in `diagnosis`.
     """
 
     boot_id: str
@@ -82,6 +84,7 @@ class NodeState:
     orders: ReportSpec = field(default_factory=ReportSpec)
     drill: bool = False
     kubelet: PluginView = field(default_factory=PluginView)
+    receipts: tuple[Receipt, ...] = ()
 
     def with_source(self, name: str, state: SourceState, message: str) -> NodeState:
         """A source says how it works."""
@@ -146,7 +149,50 @@ class NodeState:
             return replace(advanced, sxids=_counted(self.sxids, line.address, line.code, message.time))
         return advanced._with_xid(line, message)
 
-    def restored(self, faults: Iterable[Fault], verdicts: Mapping[str, str], now: datetime) -> NodeState:
+    def with_receipts(self, receipts: tuple[Receipt, ...], now: datetime) -> NodeState:
+        """The host has these receipts: each new one of a reset that was done ends what the reset healed.
+
+        One that is known already is not applied again, and keeps its time. A time that lies ahead, since the wall
+        clock was set back, is now: else the receipt would end faults that are yet to come.
+        """
+        known = {(receipt.identity, receipt.result): receipt for receipt in self.receipts}
+        taken, new = [], []
+        for receipt in receipts:
+            before = known.get((receipt.identity, receipt.result))
+            taken.append(before or msgspec.structs.replace(receipt, time=min(receipt.time, now)))
+            if before is None:
+                new.append(taken[-1])
+        return replace(self, receipts=tuple(taken))._after(new)
+
+    def after_resets(self) -> NodeState:
+        """What is left of faults that were taken in from before: those that no known reset has healed."""
+        return self._after(self.receipts)
+
+    def _after(self, receipts: Iterable[Receipt]) -> NodeState:
+        diagnosis = self.diagnosis
+        for receipt in receipts:
+            for uuid in self._reset_by(receipt):
+                diagnosis = diagnosis.after_reset(uuid, receipt.time)
+        if diagnosis is self.diagnosis:
+            return self
+        # Against these a sample shows what the driver says anew.
+        forgotten = self.diagnosis.verdicts.keys() - diagnosis.verdicts.keys()
+        actions = {uuid: action for uuid, action in self.actions.items() if uuid not in forgotten}
+        return replace(self, diagnosis=diagnosis, actions=actions)
+
+    def _reset_by(self, receipt: Receipt) -> tuple[str, ...]:
+        """The devices that this receipt says were reset in this boot."""
+        done = (receipt.step, receipt.result, receipt.boot_id) == (RESET, RepairResult.DONE, self.boot_id)
+        return receipt.devices if done else ()
+
+    def restored(
+        self,
+        faults: Iterable[Fault],
+        verdicts: Mapping[str, str],
+        now: datetime,
+        *,
+        verdict_times: Mapping[str, datetime] | None = None,
+    ) -> NodeState:
         """What was open before, and what the driver said then.
 
         A fault that is open again already is not counted twice, and a verdict that is newer stands.
@@ -159,7 +205,9 @@ class NodeState:
                     fault, count=max(0, fault.count - known.count)
                 )
             diagnosis = diagnosis.with_fault(fault)
-        diagnosis = replace(diagnosis, verdicts={**verdicts, **diagnosis.verdicts})
+        for uuid, action in verdicts.items():
+            if uuid not in self.diagnosis.verdicts:
+                diagnosis = diagnosis.with_noted(uuid, action, (verdict_times or {}).get(uuid))
         return replace(self, diagnosis=diagnosis).at(now)
 
     def at(self, now: datetime) -> NodeState:
@@ -203,16 +251,20 @@ class NodeState:
         """Give what was held under an address to its device; what nobody can be named for is what is left."""
         uuid = self.addresses[address]
         unattributed = dict(self.unattributed)
-        held = unattributed.pop(address)
+        held = remaining = unattributed.pop(address)
+        for receipt in self.receipts:
+            if uuid in self._reset_by(receipt):
+                remaining = remaining.after_reset(address, receipt.time)
         diagnosis = self.diagnosis
         for (kind, _), fault in held.open.items():
             diagnosis = diagnosis.without(kind, "")
-            diagnosis = diagnosis.with_fault(msgspec.structs.replace(fault, device_uuid=uuid))
+            if fault.identity in remaining.open:
+                diagnosis = diagnosis.with_fault(msgspec.structs.replace(fault, device_uuid=uuid))
             for other, left in unattributed.items():
                 if (same := left.open.get((kind, other))) and kind != FaultKind.RECOVERY_REQUIRED:
                     diagnosis = diagnosis.with_fault(nobodys(same))
-        if action := held.verdicts.get(address):
-            diagnosis = replace(diagnosis, verdicts={**diagnosis.verdicts, uuid: action})
+        if action := remaining.verdicts.get(address):
+            diagnosis = diagnosis.with_noted(uuid, action, remaining.verdict_times.get(address))
         return replace(self, diagnosis=diagnosis, unattributed=unattributed)
 
     def _with_action(self, uuid: str, action: int, now: datetime) -> NodeState:
@@ -251,7 +303,7 @@ def action_words(action: int) -> str:
 
 def _recovery_action(device: DeviceSample) -> int | None:
     if device.error == RESET_REQUIRED and not device.recovery_action:
-        return _RESET
+        return _RESET_ACTION
     return device.recovery_action
 
 

@@ -6,7 +6,7 @@ device): a new code, reason or count never restarts a fault's clock. No data nev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -24,6 +24,7 @@ DWELL = timedelta(minutes=10)
 EXCERPT_LIMIT = 512
 _FOLLOWS_NO_VERDICT = frozenset({FaultKind.APPLICATION_FAULT, FaultKind.UNKNOWN_XID})
 _NO_VERDICT = "None"
+_HEALED_BY_RESET = frozenset({ClearsOn.DEVICE_RESET, ClearsOn.DRIVER_VERDICT})
 _ADVICE_RANKS = {advice.value: advice.rank for advice in Advice}
 _CLEARING_RANKS = {clears_on.value: clears_on.rank for clears_on in ClearsOn}
 
@@ -46,10 +47,14 @@ class XidEvent:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Open faults by identity, and each device's last recovery action in the driver's words."""
+    """Open faults by identity, and each device's last recovery action in the driver's words, with its time.
+
+    A verdict whose time is not known is older than all that has a time.
+    """
 
     open: Mapping[tuple[str, str], Fault] = field(default_factory=dict)
     verdicts: Mapping[str, str] = field(default_factory=dict)
+    verdict_times: Mapping[str, datetime] = field(default_factory=dict)
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -103,7 +108,7 @@ class Diagnosis:
         """
         if not uuid:
             return self
-        judged = replace(self, verdicts={**self.verdicts, uuid: action})
+        judged = self.with_noted(uuid, action, now)
         if action == _NO_VERDICT:
             return judged.without(FaultKind.RECOVERY_REQUIRED, uuid)._with_verdict_cleared(uuid)
         if any(fault.device_uuid == uuid and _hardware(fault) for fault in judged.open.values()):
@@ -143,8 +148,45 @@ class Diagnosis:
             for key, fault in self.open.items()
             if key not in staying and fault.clears_on != ClearsOn.DWELL
         }
-        verdicts = {uuid: action for uuid, action in self.verdicts.items() if uuid not in gone_by_boot}
-        return Diagnosis(open=staying, verdicts=verdicts)
+        return replace(self, open=staying)._without_verdicts(gone_by_boot)
+
+    def after_reset(self, uuid: str, time: datetime) -> Diagnosis:
+        """A device was reset, which was over at `time`: end what a reset heals and was not seen since.
+
+        The driver's verdict from before is forgotten, and what came of it: the driver is to say anew what the
+        device needs. What was seen later stays, so that nothing is lost by taking a reset in late, or twice.
+        """
+        staying = {
+            key: fault
+            for key, fault in self.open.items()
+            if fault.device_uuid != uuid or fault.clears_on not in _HEALED_BY_RESET or fault.last_seen > time
+        }
+        told = self.verdict_times.get(uuid)
+        forgotten = uuid in self.verdicts and (told is None or told <= time)
+        if len(staying) == len(self.open) and not forgotten:
+            return self
+        healed = replace(self, open=staying)
+        if forgotten:
+            return healed._without_verdicts({uuid})
+        # What the driver has said since was only noted if there was a fault that is ended now.
+        return healed if told is None else healed.with_verdict(uuid, self.verdicts[uuid], told)
+
+    def with_noted(self, uuid: str, action: str, time: datetime | None) -> Diagnosis:
+        """Note the driver's recovery action and when it was said, None if that is not known; raise nothing."""
+        times = {uuid: time} if time else {}
+        others = self._without_verdicts({uuid})
+        return replace(
+            self,
+            verdicts={**others.verdicts, uuid: action},
+            verdict_times={**others.verdict_times, **times},
+        )
+
+    def _without_verdicts(self, uuids: Collection[str]) -> Diagnosis:
+        return replace(
+            self,
+            verdicts={uuid: action for uuid, action in self.verdicts.items() if uuid not in uuids},
+            verdict_times={uuid: time for uuid, time in self.verdict_times.items() if uuid not in uuids},
+        )
 
     def _with_verdict_cleared(self, uuid: str) -> Diagnosis:
         staying = {

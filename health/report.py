@@ -9,27 +9,30 @@ older and newer agents; the enums of `health.vocabulary` are what this version w
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated
-
-import msgspec
-
+from health.receipt import Receipt
 from health.vocabulary import DeviceAccess, DeviceHealth, Scope, Severity, SourceState
+from health.wire import Time, Wire
 
-Time = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A time with its zone. One without, which the schema's `date-time` lets through, cannot be compared with others."""
-
-_ACRONYMS = frozenset({"id", "uid", "uuid"})
-
-
-def wire_name(name: str) -> str:
-    """The Kubernetes spelling of a field: `boot_id` is `bootID`, `pci_address` is `pciAddress`."""
-    first, *rest = name.split("_")
-    return first + "".join(word.upper() if word in _ACRONYMS else word.title() for word in rest)
-
-
-class Wire(msgspec.Struct, frozen=True, rename=wire_name, omit_defaults=True):
-    """Base of all wire structs: Kubernetes spelling, defaults left out, unknown fields ignored when read."""
+__all__ = [
+    "AcceleratorReport",
+    "Device",
+    "DeviceRelease",
+    "Drill",
+    "Driver",
+    "Evidence",
+    "Fault",
+    "Maintenance",
+    "Partition",
+    "Plugin",
+    "PluginResource",
+    "Receipt",
+    "ReportMetadata",
+    "ReportSpec",
+    "ReportStatus",
+    "Source",
+    "Time",
+    "Wire",
+]
 
 
 class Partition(Wire, frozen=True):
@@ -125,7 +128,10 @@ class Driver(Wire, frozen=True):
 
 
 class ReportStatus(Wire, frozen=True):
-    """Written by the node's agent alone. `sequence` grows by one with every write, also across restarts."""
+    """Written by the node's agent alone. `sequence` grows by one with every write, also across restarts.
+
+    `receipts` are what repairs of this boot have left on the host, the newest first and at most 16.
+    """
 
     node_uid: str = ""
     boot_id: str = ""
@@ -140,6 +146,7 @@ class ReportStatus(Wire, frozen=True):
     sources: tuple[Source, ...] = ()
     device_access: DeviceAccess = DeviceAccess.HELD
     drill: bool = False
+    receipts: tuple[Receipt, ...] = ()
 
 
 class DeviceRelease(Wire, frozen=True):

@@ -1,14 +1,27 @@
 """When the report is written: Fatal at once, the rest by a bucket, and a sign of life."""
 
+import math
+
 import msgspec.structs
 import pytest
 
-from exporter.cadence import BURST, REFILL_SECONDS, Bucket, Due, Write, due, meaning
+from exporter.cadence import (
+    ATTENTIVE_SECONDS,
+    BURST,
+    REFILL_SECONDS,
+    Bucket,
+    Due,
+    Write,
+    attentive,
+    due,
+    meaning,
+)
 from exporter.reporting import report_status
 from exporter.state import NVML
+from health.receipt import Receipt, RepairResult
 from health.report import Source
 from health.vocabulary import DeviceAccess, SourceState
-from tests.unit.agent_samples import NOW, full_sample, known_state, later, xid
+from tests.unit.agent_samples import BOOT, NOW, full_sample, known_state, later, xid
 
 SAMPLES = {device.uuid: device for device in (full_sample(0), full_sample(1))}
 
@@ -28,6 +41,8 @@ def next_write(wanted, written, *, bucket=None, renew_at=1030.0, now=1000.0):
 
 
 EMPTY = Bucket(tokens=0.0, at=1000.0)
+BEGUN = Receipt("session", "Reset", 1, BOOT, RepairResult.BEGUN, NOW)
+DONE = Receipt("session", "Reset", 1, BOOT, RepairResult.DONE, later(5))
 
 
 def test_the_first_write_is_at_once():
@@ -64,6 +79,24 @@ def test_without_a_change_the_next_write_is_the_renewal():
     assert next_write(CALM, CALM, renew_at=900.0) == Due(Write.RENEWAL, 1000.0)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "written"),
+    [
+        (status(known_state(), receipts=(BEGUN,)), CALM),
+        (status(known_state(), receipts=(DONE,)), status(known_state(), receipts=(BEGUN,))),
+        (status(known_state(), device_access=DeviceAccess.RELEASED), CALM),
+        (CALM, status(known_state(), device_access=DeviceAccess.RELEASED)),
+    ],
+)
+def test_what_a_repair_waits_for_is_written_at_once_and_takes_no_token(wanted, written):
+    assert next_write(wanted, written, bucket=EMPTY) == Due(Write.REPAIR, 1000.0)
+
+
+def test_a_receipt_that_is_gone_is_a_change_like_others():
+    left = status(known_state(), receipts=(BEGUN,))
+    assert next_write(CALM, left, bucket=EMPTY) == Due(Write.CHANGE, 1000.0 + REFILL_SECONDS)
+
+
 def test_counts_and_times_are_no_change():
     again = status(known_state().with_message(xid(79)).with_message(xid(79, sequence=2, at=later(9))))
     assert again != FATAL
@@ -82,6 +115,7 @@ def test_counts_and_times_are_no_change():
         status(known_state(), device_access=DeviceAccess.RELEASED),
         status(known_state(), sources=(Source(NVML, SourceState.STALE),)),
         status(known_state(1)),
+        status(known_state(), receipts=(DONE,)),
         DEGRADED,
     ],
 )
@@ -104,3 +138,9 @@ def test_a_rested_bucket_holds_no_more_than_the_burst():
         assert bucket.ready_at(10_000) == 10_000
         bucket = bucket.taken(10_000)
     assert bucket.ready_at(10_000) > 10_000
+
+
+def test_a_node_that_is_to_be_repaired_or_is_being_repaired_asks_for_orders_more_often():
+    released = msgspec.structs.replace(CALM, device_access=DeviceAccess.RELEASED)
+    assert [attentive(status) for status in (FATAL, released)] == [ATTENTIVE_SECONDS] * 2
+    assert [attentive(status) for status in (CALM, DEGRADED)] == [math.inf] * 2

@@ -5,12 +5,14 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from exporter.memory import Keeper, load
 from exporter.metrics import registry
 from exporter.node_agent import NodeAgent, Settings
 from health import xids
+from health.receipt import Receipt, RepairResult, receipt_name
 from simulation import control
 from simulation.machine import h100_machine, save, update
 from simulation.machine import load as load_machine
@@ -19,6 +21,7 @@ from tests.unit.report_server import ReportServer, refusal
 
 BOOT = "22222222-2222-2222-2222-222222222222"
 LOST = "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus.\n"
+HUNG = "NVRM: Xid (PCI:0000:3b:00): 109, pid=7062, name=python, CTX SWITCH TIMEOUT.\n"
 CONTAINED = "NVRM: Xid (PCI:0000:3b:00): 94, pid=7062, Contained: CE User Channel (0x9). RST: No, D-RST: No\n"
 INDEX_OF_3B = 1
 
@@ -31,6 +34,7 @@ class Rig:
         self.machine = folder / "machine.json"
         self.kernel_log = folder / "kmsg"
         self.state_file = folder / "agent.json"
+        self.receipts = folder / "receipts"
         self.agent = None
         self._stop = threading.Event()
         self._thread = None
@@ -50,6 +54,7 @@ class Rig:
                     "worker_command": worker,
                     "sample_interval": 0.1,
                     "renew_interval": 0.2,
+                    "receipts": self.receipts,
                     **settings,
                 }
             ),
@@ -198,6 +203,69 @@ def test_without_a_state_file_the_own_report_keeps_the_faults_and_no_line_counts
     assert rig.fault("DeviceLost")["deviceUUID"] == rig.uuid
     after = rig.fault("ContainedMemory")
     assert (after["firstSeen"], after.get("count", 1)) == (before["firstSeen"], 1)
+
+
+def _receipt(rig, result=RepairResult.DONE, boot_id=BOOT):
+    rig.receipts.mkdir(exist_ok=True)
+    receipt = Receipt("session", "Reset", 1, boot_id, result.value, datetime.now(UTC), (rig.uuid,))
+    path = rig.receipts / receipt_name(*receipt.identity)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(msgspec.json.encode(receipt))
+    temporary.replace(path)
+
+
+def test_a_reset_is_told_at_once_and_ends_the_fault(rig, server):
+    rig.start(renew_interval=30)
+    rig.settle()
+    rig.say(HUNG)
+    server.await_fault("EngineHung")
+    for result in (RepairResult.BEGUN, RepairResult.DONE):
+        _receipt(rig, result)
+        begun = time.monotonic()
+        wait_until(
+            lambda wanted=result: [one["result"] for one in server.status.get("receipts", [])] == [wanted],
+            5,
+            f"the receipt that says {result}",
+            every=0.005,
+        )
+        assert time.monotonic() - begun < 1.5
+    assert server.status["faults"] == []
+    assert server.status["devices"][INDEX_OF_3B]["health"] == "Healthy"
+    rig.say(HUNG)
+    assert server.await_fault("EngineHung").get("count", 1) == 1
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["with its state file", "without its state file"])
+def test_a_restart_after_a_reset_does_not_raise_again_what_the_kernel_log_still_tells(rig, server, kept):
+    rig.say(f"3,7,{int((time.monotonic() - 60) * 1e6)},-;{HUNG}")
+    rig.start()
+    server.await_fault("EngineHung")
+    _receipt(rig)
+    wait_until(lambda: server.status["faults"] == [], 5, "the fault to end", every=0.005)
+    rig.stop()
+    if not kept:
+        rig.state_file.unlink()
+    before = len(server.patches)
+    sequence = server.status["sequence"]
+    rig.start()
+    wait_until(lambda: server.status["sequence"] > sequence + 3, 10, "further renewals", every=0.005)
+    assert [patch["faults"] for patch in server.patches[before:] if patch.get("faults")] == []
+    assert rig.xids(109) == 1
+
+
+def test_that_the_devices_are_let_go_of_and_taken_again_is_told_at_once(rig, server):
+    rig.start(renew_interval=1)
+    rig.settle()
+    for until, access in ((datetime.now(UTC) + timedelta(minutes=1), "Released"), (None, "Held")):
+        order = {"deviceRelease": {"session": "s", "until": until.isoformat()}} if until else {}
+        server.stored = {**server.stored, "spec": order}
+        wait_until(lambda wanted=access: server.status["deviceAccess"] == wanted, 5, access, every=0.005)
+        wait_until(
+            lambda wanted=access: (wanted == "Held") == bool(rig.agent.snapshot().state.sample),
+            10,
+            "samples that come, or do not",
+        )
+    assert rig.agent.snapshot().figures.report_writes["repair"] >= 2
 
 
 def test_a_new_boot_clears_the_fault_and_is_said(rig, server):

@@ -3,12 +3,14 @@
 import threading
 import time
 
+import msgspec.structs
 import pytest
 
 from exporter import publish as publish_module
 from exporter.cadence import Write
 from exporter.publish import Publisher
 from exporter.reporting import report_status
+from health.receipt import Receipt, RepairResult
 from health.report import ReportSpec
 from runtime.clock import ManualClock
 from tests.lab.processes import wait_until
@@ -154,6 +156,22 @@ def test_a_fatal_fault_is_written_at_once_though_the_bucket_is_empty(server, pub
     assert publishing.written[3][1] is Write.FATAL
 
 
+def test_what_a_repair_waits_for_is_written_at_once_and_leaves_the_tokens_to_others(server, publish):
+    clock = ManualClock()
+    publishing = publish(clock=clock)
+    server.await_patches(1)
+    for count, offered in enumerate((DEGRADED, CALM), start=2):
+        publishing.publisher.offer(offered)
+        server.await_patches(count)
+    for count in range(1, 4):
+        receipt = Receipt("session", "Reset", count, BOOT, RepairResult.DONE, later(count))
+        publishing.publisher.offer(msgspec.structs.replace(CALM, receipts=(receipt,)))
+        server.await_patches(3 + count)
+        assert [one["attempt"] for one in server.status["receipts"]] == [count]
+    wait_until(lambda: publishing.publisher.writes["repair"] == 3, 5, "the count", every=0.002)
+    assert publishing.publisher.writes["change"] == 3
+
+
 def test_other_changes_are_written_three_at_once_and_then_one_in_five_seconds(server, publish):
     clock = ManualClock()
     publishing = publish(clock=clock)
@@ -273,9 +291,9 @@ def test_a_refusal_is_said_once_in_words_and_tried_again_with_pauses(server, pub
 
 def test_a_cluster_without_the_custom_resources_is_told_apart(server, publish, caplog):
     server.always = refusal(404, "NotFound", "the server could not find the requested resource")
-    publishing = publish()
-    publishing.await_failures(1)
-    assert "are the custom resource definitions installed?" in caplog.text
+    publish()
+    told = "are the custom resource definitions installed?"
+    wait_until(lambda: told in caplog.text, 5, "the complaint", every=0.002)
     server.always = None
     server.await_patches(1)
 

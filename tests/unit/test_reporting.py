@@ -159,6 +159,7 @@ def test_a_full_patch_names_every_field_so_that_nothing_old_stays():
         "sources",
         "deviceAccess",
         "drill",
+        "receipts",
     }
 
 

@@ -159,6 +159,7 @@ def test_the_agent_sees_on_the_host_what_its_configuration_names(tmp_path: Path)
         configured.device_plugin_folder,
         configured.pod_resources_socket.parent,
         configured.pods_socket.parent,
+        configured.receipts.parent,
     }
     # Folders, since the kubelet makes its sockets anew; and never the whole, where the pods' secrets are.
     assert str(KUBELET) not in hosts.values()
