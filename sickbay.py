@@ -1,14 +1,15 @@
-"""The front door: `sickbay agent | controller | explain | demo`.
+"""The front door: `sickbay agent | controller | repair | explain | demo`.
 
 Exit codes: 0 success; 1 an error nobody foresaw (a bug: the log has the traceback); 2 a flag, configuration
-file, kubeconfig or address that cannot be used; 3 `explain` was given nothing it knows; 75 the agent lost
-access to its devices and wants to be started anew.
+file, kubeconfig or address that cannot be used; 3 `explain` was given nothing it knows; 4 to 8 are of `repair`:
+4 not allowed any more, 5 the API server does not say whether it is allowed, 6 the device is held, 7 the repair
+failed, 8 refused, for this is not a repair container; 75 the agent lost access to its devices and wants to be
+started anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import shlex
@@ -22,10 +23,12 @@ import msgspec
 
 from health.explain import explain, prose
 from health.xids import CatalogueError, Xid, builtin, parse
+from remediation.repair import command as repairs
 from runtime import logs
 from runtime.config import load
 from runtime.config_error import ConfigError
 from runtime.version import VERSION
+from simulation.demo import main as demos
 
 EXIT_OK = 0
 EXIT_UNFORESEEN = 1
@@ -66,12 +69,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="sickbay",
         description="The health system of accelerator nodes on Kubernetes.",
         epilog="Exit codes: 0 success, 1 unforeseen error, 2 unusable flag, file, kubeconfig or address, "
-        "3 nothing that explain knows, 75 the agent lost its devices.",
+        "3 nothing that explain knows, 75 the agent lost its devices. Of repair: 4 not allowed any more, "
+        "5 API server unreachable, 6 device held, 7 failed, 8 not in a repair container.",
     )
     parser.add_argument("--version", action="version", version=f"sickbay {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _agent_flags(commands.add_parser("agent", help="watch this node's accelerators"))
     _controller_flags(commands.add_parser("controller", help="fence and heal nodes"))
+    repair = commands.add_parser("repair", help="one repair of a node, in the container of a repair Job")
+    repairs.add_commands(repair)
+    repair.set_defaults(run=_repair)
     explain = commands.add_parser(
         "explain", help="what an Xid or a kernel line means, and what is done about it"
     )
@@ -79,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--output", choices=("text", "json"), default="text")
     explain.add_argument("--xid-overrides", type=Path, metavar="FILE", help="catalogue entries of your own")
     explain.set_defaults(run=_explain)
-    demo = commands.add_parser("demo", help="a fault, fenced, on a real Kubernetes on this machine")
-    demo.add_argument("--exit", action="store_true", help="end when the story is told")
-    demo.set_defaults(run=_demo)
+    demo = commands.add_parser("demo", help="a fault, healed, on this machine: no root, no cluster, no GPU")
+    demos.add_flags(demo)
+    demo.set_defaults(run=demos.main)
     return parser
 
 
@@ -117,6 +124,7 @@ def _agent_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device-plugin-folder", metavar="PATH", help="where the plugins' sockets are")
     parser.add_argument("--pods-socket", metavar="PATH", help="the kubelet's; this node's pods")
+    parser.add_argument("--receipts", metavar="PATH", help="folder; what repairs did on this host")
     parser.add_argument("--kubelet-address", metavar="HOST:PORT", help="this node's kubelet, for its pages")
     parser.add_argument("--kubelet-authority", metavar="FILE", help="certificate that proves the kubelet")
     parser.add_argument("--xid-overrides", metavar="FILE", help="catalogue entries of your own")
@@ -185,6 +193,12 @@ def _controller(flags: argparse.Namespace) -> int:
     return controller.run(loaded, version=VERSION, stopping=stopping)
 
 
+def _repair(flags: argparse.Namespace) -> int:
+    outcome = repairs.run(flags)
+    print(f"sickbay repair {flags.repair}: {outcome.message}", file=sys.stderr)
+    return int(outcome.code)
+
+
 def _explain(flags: argparse.Namespace) -> int:
     catalogue = builtin()
     if flags.xid_overrides is not None:
@@ -207,18 +221,6 @@ def _overrides(path: Path) -> tuple[Xid, ...]:
         return parse(path.read_text(encoding="utf-8"), file=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise CatalogueError(f"{path}: cannot be read: {error}") from error
-
-
-def _demo(flags: argparse.Namespace) -> int:
-    """The demo runs in the lab, which lives beside the tests and so in a checkout only."""
-    checkout = Path(__file__).resolve().parent
-    if not (checkout / "tests" / "lab" / "demo.py").exists():
-        print("sickbay demo: runs from a checkout of the project: make demo", file=sys.stderr)
-        return EXIT_USAGE
-    sys.path.insert(0, str(checkout))
-    demo = importlib.import_module("tests.lab.demo")
-    code: int = demo.main(["--exit"] if flags.exit else [])
-    return code
 
 
 if __name__ == "__main__":

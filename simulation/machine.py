@@ -110,6 +110,12 @@ class SimulatedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     remap_failed: bool = False
     recovery_action: Count | None = None
     """Field 230; None is 1 (reset) with `reset_required` and 0 without."""
+    persistence_mode: bool = False
+    """Lost by a reset, as on a host without the persistence daemon."""
+    reset_helps: bool = True
+    """Otherwise a reset succeeds and leaves the device as it was."""
+    held_by: str = ""
+    """The name of a process that has the device open, which a repair finds besides those that really have."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
