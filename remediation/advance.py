@@ -12,8 +12,11 @@ from remediation.ladder import climb
 from remediation.moves import close, hold, keep, run
 from remediation.objects import AcceleratorRemediation, NodeAction, RemediationStatus
 from remediation.objects import Decision as Verdict
+from remediation.orders import RestoreOrder
 from remediation.policy import StepName, advice_rank, plan_for
 from remediation.proof import CLIMBING, recover
+from remediation.repair_state import RepairState
+from remediation.repairs import acting, borrowing, recognized
 from remediation.situation import (
     MODES,
     RECHECK,
@@ -24,6 +27,7 @@ from remediation.situation import (
     observed,
     obstacle,
 )
+from remediation.steps.release import paused_operands
 
 DEVICE_FENCED = "DeviceFenced"
 """Why a session is held whose device the plugin keeps jobs off while the node stays open."""
@@ -42,8 +46,13 @@ def advance(at: Situation, session: AcceleratorRemediation) -> Decision:
     if node.metadata.uid != session.spec.node_uid:
         sentence = f"{name}: another node has the name now"
         return close(at, session, status, (Phase.CANCELLED, "NodeReplaced"), sentence)
+    status = recognized(name, status, node, at.fresh_report, at.now.wall)
     owns = node.owner_session == name
-    if (owns or status.fenced_time is not None) and not node.spec.unschedulable:
+    uncordoned = (owns or status.fenced_time is not None) and not node.spec.unschedulable
+    over = bool(status.incidents) and journal.all_cleared(status) and not acting(status)
+    if give_back := _lent(at, session, status, node, at_once=uncordoned or over):
+        return give_back
+    if uncordoned:
         return _uncordoned(at, session, status, owns=owns)
     if stop := _peoples_hold(at, session, status, owns=owns):
         return stop
@@ -52,7 +61,7 @@ def advance(at: Situation, session: AcceleratorRemediation) -> Decision:
         faults = [fault for fault, _ in at.acting_faults(report)]
         taken_in = journal.with_incidents(status, report, faults, at.now.wall)
         status = _replanned(at, session, taken_in, report)
-    if (status.incidents or report is not None) and journal.all_cleared(status):
+    if (status.incidents or report is not None) and journal.all_cleared(status) and not acting(status):
         return recover(at, session, status, node, report)
     if status.phase is Phase.VERIFYING:
         return _back_to_hold(at, session, status)
@@ -68,6 +77,38 @@ def advance(at: Situation, session: AcceleratorRemediation) -> Decision:
     if status.phase in CLIMBING and session.spec.mode is not Mode.OBSERVE:
         return climb(at, session, status, node, report)
     return keep(session, status, f"{name}: {status.phase.value}, {status.reason or 'waits'}")
+
+
+def _lent(
+    at: Situation, session: AcceleratorRemediation, status: RemediationStatus, node: Node, *, at_once: bool
+) -> Decision | None:
+    """Give back what was taken for a reset as soon as the reset is over, however that came about.
+
+    It is asked for by no rule and forbidden by no person: a pause must not leave a node without its operands. What the
+    Node itself shows to be ours counts too, should its session have been deleted meanwhile.
+    """
+    if borrowing(status) and not at_once:
+        return None
+    paused = paused_operands(node.metadata.labels)
+    if not paused and (status.repair is None or not status.repair.lent):
+        return None
+    if (left := at.resume_at - at.now.monotonic) > 0:
+        return keep(session, status, f"{session.metadata.name}: {status.message}", left)
+    memory = status.repair or RepairState(started=at.now.wall)
+    if not memory.lent:
+        status = replace(status, repair=replace(memory, operands=paused))
+    phase, reason = status.phase, status.reason
+    if borrowing(status):
+        phase, reason = Phase.FENCED, "Interrupted"
+    return run(
+        at,
+        session,
+        status,
+        StepName.RESTORE,
+        then=(phase, reason),
+        sentence=f"{session.metadata.name}: gives back what was taken for the reset",
+        order=RestoreOrder(),
+    )
 
 
 def _uncordoned(
@@ -105,6 +146,8 @@ def _peoples_hold(
     if status.phase is Phase.HELD and status.reason in _PEOPLES_HOLDS:
         if status.restart is not None:
             status = replace(status, restart=replace(status.restart, attempts=0))
+        if status.repair is not None:
+            status = replace(status, repair=status.repair.afresh())
         resumed = Phase.FENCED if status.fenced_time is not None else Phase.PENDING
         status = journal.moved(status, resumed, reason="Resumed", message="", now=at.now.wall)
         return Decision(f"{name}: nobody holds it any more", Write(session, status))
@@ -199,7 +242,7 @@ def _replanned(
     gravest = max((advice_rank(incident.advice) for incident in session.current.incidents), default=-1)
     if status.rung and advice_rank(fault.advice) <= gravest:
         return status
-    plan = plan_for(rule, fault.advice)
+    plan = plan_for(rule, fault.advice, max_attempts=at.policy.repair.max_attempts)
     rung = plan[0].rung if plan else ""
     if status.rung and advice_rank(rung) <= advice_rank(status.rung):
         return status

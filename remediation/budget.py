@@ -124,7 +124,9 @@ def _counts(fleet: Fleet, policy: Policy, pool: str) -> Counter[_Fact]:
 def _facts(fleet: Fleet, node: Node) -> frozenset[_Fact]:
     """What a node counts for. An accelerator node is one that has a report, or a session of ours."""
     sessions = [
-        session for session in fleet.open_sessions(node.name) if session.spec.node_uid == node.metadata.uid
+        session
+        for session in fleet.open_sessions(node.name)
+        if session.spec.node_uid == node.metadata.uid and not _only_proves(session, node)
     ]
     if node.name not in fleet.reports and not sessions:
         return frozenset()
@@ -151,6 +153,16 @@ def _set_aside(fleet: Fleet, node: Node, sessions: list[AcceleratorRemediation])
         return False  # an opt-out ends a step that is under way, but has not yet
     held = any(session.current.phase is Phase.HELD for session in sessions)
     return held or fleet.switch(node.name) is NodeAction.OPT_OUT
+
+
+def _only_proves(session: AcceleratorRemediation, node: Node) -> bool:
+    """Whether a session neither fences nor repairs: its node is kept from jobs by its operator's taint.
+
+    One that was made again to give back its cordon knows no incidents either, but its node was fenced.
+    """
+    status = session.current
+    fences = node.owner_session == session.metadata.name or status.fenced_time is not None
+    return status.phase is Phase.VERIFYING and not status.incidents and not fences
 
 
 def _disrupting(sessions: list[AcceleratorRemediation]) -> bool:

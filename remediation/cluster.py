@@ -20,7 +20,7 @@ from remediation.objects import (
     RemediationStatus,
     StartTokens,
 )
-from runtime.api_errors import ApiError, NotFound
+from runtime.api_errors import ApiError, Conflict, Invalid, NotFound
 from runtime.kubernetes import Session
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,24 @@ class Cluster:
         self._guard()
         query = {"fieldManager": FIELD_MANAGER}
         body = self._session.merge_patch(f"{NODES}/{name}", patch, query=query).body
+        return msgspec.json.decode(body, type=Node)
+
+    def remove_taint(self, node: Node, key: str) -> Node:
+        """Remove the taints of this key from the node as it was read: by their place, since a merge patch would have to
+        write all others anew, with fields that we do not know. Raises Conflict where the node has changed."""
+        self._guard()
+        places = [place for place, taint in enumerate(node.spec.taints) if taint.key == key]
+        version = {"path": "/metadata/resourceVersion", "value": node.metadata.resource_version}
+        patch: list[dict[str, str]] = [{"op": "test", **version}]
+        for place in reversed(places):
+            path = f"/spec/taints/{place}"
+            patch += [{"op": "test", "path": f"{path}/key", "value": key}, {"op": "remove", "path": path}]
+        try:
+            body = self._session.json_patch(
+                f"{NODES}/{node.name}", msgspec.json.encode(patch), query={"fieldManager": FIELD_MANAGER}
+            ).body
+        except Invalid as error:
+            raise Conflict(error.message, request=error.request, status=409, reason="Conflict") from error
         return msgspec.json.decode(body, type=Node)
 
     def sessions_of(self, node_uid: str) -> tuple[AcceleratorRemediation, ...]:

@@ -26,6 +26,7 @@ from remediation.objects import AcceleratorControl, AcceleratorRemediation, Star
 from remediation.pod_api import KubernetesPods
 from remediation.policy import Policy, load_policy
 from remediation.reflector import Event, Kind, Reflector
+from remediation.repair_api import KubernetesRepairs
 from remediation.retention import outlived
 from remediation.traces import Teller
 from runtime.api_errors import ApiError, Forbidden, Invalid, NotFound
@@ -71,13 +72,15 @@ class Controller:
             self._watch(REMEDIATIONS, AcceleratorRemediation, Resource.SESSION),
             self._watch(CONTROLS, AcceleratorControl, Resource.CONTROL),
         )
+        pods = KubernetesPods(session, clock=self._clock, may_write=self._may_write)
         self._engine = Engine(
             clock=self._clock,
             policy=load_policy(config.policy) if config.policy else Policy(),
             executor=Executor(
                 self._cluster,
-                KubernetesPods(session, clock=self._clock, may_write=self._may_write),
+                pods,
                 self._clock,
+                repairs=KubernetesRepairs(session, self._cluster, pods, may_write=self._may_write),
                 epoch=lambda: self._engine.epoch,
                 aside=lambda read: self._looks.submit(read).result,
             ),

@@ -14,6 +14,7 @@ from remediation import budget, journal
 from remediation.advance import DEVICE_FENCED, advance
 from remediation.fleet import Node
 from remediation.moves import close, run
+from remediation.newcomers import prove_newcomer
 from remediation.objects import AcceleratorRemediation, RemediationSpec, RemediationStatus, session_name
 from remediation.policy import Rule, StepName, advice_rank, plan_for
 from remediation.situation import MODES, RECHECK, Decision, Open, Situation, fences_device, observed, obstacle
@@ -74,14 +75,15 @@ def _consider(at: Situation) -> Decision:
     if node.owner_session and (decision := _orphan(at, node)):
         return decision
     if report is None:
-        return Decision(f"{at.name}: no fresh report of this boot, so nothing is known and nothing is done")
+        nothing = f"{at.name}: no fresh report of this boot, so nothing is known and nothing is done"
+        return prove_newcomer(at, node, report) or Decision(nothing)
     candidates = [
         (fault, rule)
         for fault, rule in at.acting_faults(report)
         if not _dealt_with(at, node, report, fault, rule)
     ]
     if not candidates:
-        return Decision(f"{at.name}: nothing to do")
+        return prove_newcomer(at, node, report) or Decision(f"{at.name}: nothing to do")
     fault, rule = candidates[0]
     what = f"{at.name}: {fault.kind} of {fault.device_uuid or 'the node'}"
     if reason := obstacle(at, node, report):
@@ -151,7 +153,7 @@ def _open(at: Situation, node: Node, report: AcceleratorReport, fault: Fault, ru
         policy=at.policy.reference,
     )
     faults = [found for found, _ in at.acting_faults(report)]
-    plan = plan_for(rule, fault.advice)
+    plan = plan_for(rule, fault.advice, max_attempts=at.policy.repair.max_attempts)
     status = journal.with_incidents(RemediationStatus(plan=plan), report, faults, at.now.wall)
     status = replace(
         status, rung=plan[0].rung if plan else "", leader_epoch=at.epoch, trace_id=trace_of(name)

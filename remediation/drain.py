@@ -26,7 +26,7 @@ from remediation.drain_report import tell
 from remediation.drain_selection import Fate, Judgement, judge
 from remediation.drain_state import BUDGETS, DrainState, PodNote
 from remediation.gangs import gang_of, gangs_of
-from remediation.pod import Pod
+from remediation.pod import OwnerReference, Pod
 
 SCHEDULER_LAG = timedelta(seconds=5)
 """How long after a cordon the scheduler may still bind a pod to the node, from a view that is older."""
@@ -72,6 +72,15 @@ class Notice:
     name: str
     uid: str
     done_by: datetime
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerNotice:
+    """To the controller of pods that are evicted, once: from where and why."""
+
+    namespace: str
+    owner: OwnerReference
     message: str
 
 

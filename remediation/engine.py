@@ -230,7 +230,7 @@ class Engine:
             dirty |= self._session(session)
         for session_name in report.gone:
             dirty |= self._gone(session_name)
-        if isinstance(done.action, Open):
+        if isinstance(done.action, Open) and done.action.charged:
             self.fleet.end(name)
             self._settle(done.action, started=report.started)
         self.on_done(done)
@@ -307,7 +307,7 @@ class Engine:
             self._look_again_in(name, 1.0)
             return
         self._in_flight.add(name)
-        if isinstance(action, Open):
+        if isinstance(action, Open) and action.charged:
             self.fleet.begin(name, virtual=action.virtual)
             self._starts.charge(self.policy.budgets.start_rate, virtual=action.virtual)
         if isinstance(action, Run) and action.order is not None:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from msgspec.structs import replace
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 from health.vocabulary import Phase
 from remediation import evidence, journal
 from remediation.cluster import Cluster, FencedError
-from remediation.fleet import Fleet, Node
+from remediation.fleet import UNVERIFIED_KEY, Fleet, Node
 from remediation.objects import (
     MESSAGE_LIMIT,
     AcceleratorControl,
@@ -21,13 +22,16 @@ from remediation.objects import (
     ControlSpec,
     RemediationStatus,
 )
-from remediation.orders import CleanOrder, DrainOrder, RestartOrder
+from remediation.orders import CleanOrder, DrainOrder, JobOrder, ReleaseOrder, RestartOrder, RestoreOrder
 from remediation.policy import StepName
+from remediation.repair_state import FAILURE_LIMIT, RepairState
 from remediation.situation import Action, Open, Run, Write
-from remediation.steps.cordon import cordon, uncordon
+from remediation.steps.cordon import cordon, lift_taint, uncordon
 from remediation.steps.drain import PodApi, drain_pass
+from remediation.steps.job import VERIFICATION_FAILED, JobApi, Subject, job_pass
 from remediation.steps.outcome import Outcome, Result
 from remediation.steps.plugin import PluginApi, remove_failed_pods, restart_plugin
+from remediation.steps.release import ReleaseApi, release_devices, restore_devices
 from runtime.api_errors import ApiError, Conflict, NotFound
 from runtime.clock import Clock
 
@@ -96,6 +100,10 @@ class WorkloadApi(PodApi, PluginApi, Protocol):
     """What the steps that touch pods need of the Kubernetes API."""
 
 
+class RepairApi(ReleaseApi, JobApi, Protocol):
+    """What the steps that repair need of the Kubernetes API."""
+
+
 class Aside(Protocol):
     """Begins a read at once, beside what its caller goes on with; what it returns waits for what was read."""
 
@@ -114,11 +122,13 @@ class Executor:
         workloads: WorkloadApi,
         clock: Clock,
         *,
+        repairs: RepairApi,
         epoch: Callable[[], int],
         aside: Aside,
     ) -> None:
         self._cluster = cluster
         self._workloads = workloads
+        self._repairs = repairs
         self._clock = clock
         self._epoch = epoch
         self._aside = aside
@@ -204,12 +214,11 @@ class Executor:
             message=outcome.message,
         )
         if outcome.succeeded:
-            message = outcome.message if run.order is not None else run.message
-            status = journal.moved(status, run.then, reason=run.reason, message=message, now=now)
+            status = journal.moved(status, run.then, reason=run.reason, message=_told(run, outcome), now=now)
             if run.step is StepName.CORDON:
                 status = replace(status, fenced_time=status.fenced_time or now)
         elif outcome.hold:
-            status = journal.moved(status, Phase.HELD, reason=outcome.hold, message=outcome.message, now=now)
+            status = _stopped(status, run, outcome, now)
         self._check_term(basis)
         report.sessions.append(self._cluster.write_status(run.session, status))
 
@@ -224,12 +233,28 @@ class Executor:
                     return restart_plugin(self._workloads, name, run.order, status.restart, now=now)
                 case CleanOrder():
                     return remove_failed_pods(self._workloads, name, run.order, status.restart, now=now)
+                case ReleaseOrder() | JobOrder() | RestoreOrder():
+                    return self._repaired(run, basis.node, now)
+            if run.step is StepName.LIFT_TAINT:
+                return lift_taint(self._cluster, basis.node, UNVERIFIED_KEY)
             take = cordon if run.step is StepName.CORDON else uncordon
             return take(self._cluster, basis.node, session=run.session.metadata.name)
         except FencedError:
             raise
         except ApiError as error:
             return Outcome(Result.FAILED, str(error))
+
+    def _repaired(self, run: Run, node: Node, now: datetime) -> Outcome:
+        session = run.session.metadata.name
+        memory = run.status.repair or RepairState(started=now)
+        match run.order:
+            case JobOrder():
+                subject = Subject(session, run.step, node.name, run.session.spec.node_uid)
+                return job_pass(self._repairs, subject, run.order, memory, now=now)
+            case ReleaseOrder():
+                return release_devices(self._repairs, node.name, run.order, memory, session=session, now=now)
+            case _:
+                return restore_devices(self._repairs, node.name, memory, session=session)
 
     def _check_term(self, basis: Basis) -> None:
         """Raises FencedError for an action of a term that is over, though this process may lead again by now."""
@@ -266,7 +291,7 @@ class Executor:
         if not live.like(basis.node):
             report.error = "the node has changed; it is decided again"
             return False
-        if isinstance(run.order, CleanOrder):
+        if not _needs_evidence(run):
             return True
         why = evidence.lacking_live(run.status, live, self._cluster.report(live.name))
         report.error = why
@@ -292,12 +317,56 @@ class Executor:
             log.warning("cannot read a node's sessions again", extra={"error": str(error)})
 
 
+def _needs_evidence(run: Run) -> bool:
+    """What only tidies up after a repair, proves one, or sees one to its end, needs no fault to be there still."""
+    match run.order:
+        case CleanOrder() | RestoreOrder():
+            return False
+        case RestartOrder(after=after):
+            return after is None
+        case JobOrder(evident=evident):
+            return evident and (run.status.repair is None or run.status.repair.created is None)
+    return True
+
+
+def _told(run: Run, outcome: Outcome) -> str:
+    """What a session says when a step has been taken. Giving back what was lent changes nothing of what it says."""
+    if isinstance(run.order, RestoreOrder):
+        return run.status.message
+    return outcome.message if run.order is not None else run.message
+
+
+def _stopped(status: RemediationStatus, run: Run, outcome: Outcome, now: datetime) -> RemediationStatus:
+    """A step that cannot go on: a repair gives way to the next rung, all else is a person's affair."""
+    reason, message = outcome.hold, outcome.message
+    if not _gives_way(run):
+        # However a verification ends that proves nothing, it is not run again and again.
+        reason = VERIFICATION_FAILED if run.step is StepName.VERIFY else reason
+        return journal.moved(status, Phase.HELD, reason=reason, message=message, now=now)
+    memory = status.repair or RepairState(started=now)
+    status = replace(status, repair=replace(memory, failed=reason, failure=message[:FAILURE_LIMIT]))
+    return journal.moved(status, Phase.FENCED, reason=reason, message=message, now=now)
+
+
+def _gives_way(run: Run) -> bool:
+    match run.order:
+        case ReleaseOrder():
+            return True
+        case RestartOrder(after=after):
+            return after is not None
+        case JobOrder():
+            return run.step is not StepName.VERIFY
+    return False
+
+
 def _remembered(status: RemediationStatus, outcome: Outcome) -> RemediationStatus:
     """The status with what the step wants remembered; how a step that waits stands is the session's message."""
     if outcome.drain is not None:
         status = replace(status, drain=outcome.drain)
     if outcome.restart is not None:
         status = replace(status, restart=outcome.restart)
+    if outcome.repair is not None:
+        status = replace(status, repair=outcome.repair)
     if outcome.result is Result.WAITING:
         status = replace(status, message=outcome.message[:MESSAGE_LIMIT])
     return status

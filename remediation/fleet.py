@@ -21,6 +21,8 @@ FIELD_MANAGER = "sickbay-controller"
 
 SESSION_KEY = "sickbay.dev/session"
 """Annotation on a node: the session that cordoned it. It is the ownership record of that cordon."""
+UNVERIFIED_KEY = "sickbay.dev/unverified"
+"""A startup taint by which an operator keeps jobs off a node until it is proven."""
 HOLD_KEY = "sickbay.dev/hold"
 OPT_OUT_KEY = "sickbay.dev/opt-out"
 _CONTROL_PLANE_LABELS = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
@@ -133,6 +135,11 @@ class Node(Wire, frozen=True):
         return OPT_OUT_KEY in self.metadata.annotations or any(
             label in self.metadata.labels for label in _CONTROL_PLANE_LABELS
         )
+
+    @property
+    def unverified(self) -> bool:
+        """Whether its operator wants it proven before jobs may come."""
+        return any(taint.key == UNVERIFIED_KEY for taint in self.spec.taints)
 
     @property
     def taken_by(self) -> str:
@@ -348,6 +355,7 @@ def meaning(report: AcceleratorReport) -> object:
         sources,
         status.devices,
         status.device_access,
+        status.receipts,
         report.spec,
     )
 

@@ -112,7 +112,8 @@ def with_incidents(
         for fault in acting
         if fault.identity not in identities
     ]
-    return replace(status, incidents=_bounded((*known, *new)))
+    count = sum(device.partition is None for device in report.status.devices)
+    return replace(status, incidents=_bounded((*known, *new)), device_count=max(count, status.device_count))
 
 
 def _bounded(incidents: tuple[Incident, ...]) -> tuple[Incident, ...]:

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from msgspec.structs import replace
 
 from health.vocabulary import Phase
 from remediation import journal
-from remediation.objects import AcceleratorRemediation, RemediationStatus
+from remediation.objects import AcceleratorRemediation, JournalEvent, RemediationStatus
 from remediation.orders import Order
 from remediation.policy import StepName
 from remediation.situation import RECHECK, Decision, Run, Situation, Write
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that is taken pass by pass under one intent: in which phase, what it is told, its sentence for people, and
+    where it leads: a phase and why."""
+
+    name: StepName
+    phase: Phase
+    order: Order
+    sentence: str
+    then: tuple[Phase, str]
+
+
+def begin(at: Situation, session: AcceleratorRemediation, status: RemediationStatus, step: Step) -> Decision:
+    """The first pass of a step: its intent moves the session into the phase."""
+    message = said(session, step.sentence)
+    status = journal.moved(status, step.phase, reason=step.name, message=message, now=at.now.wall)
+    return run(at, session, status, step.name, then=step.then, sentence=step.sentence, order=step.order)
+
+
+def go_on(at: Situation, session: AcceleratorRemediation, status: RemediationStatus, step: Step) -> Decision:
+    """A further pass, when it is due, under the intent that stands; where an outcome (a failure) has ended that, under
+    a new one."""
+    if (left := at.resume_at - at.now.monotonic) > 0:
+        return keep(session, status, f"{session.metadata.name}: {status.message}", left)
+    if not _stands(status, step.name, at.epoch):
+        return run(at, session, status, step.name, then=step.then, sentence=step.sentence, order=step.order)
+    action = Run(session, step.name, status, *step.then, status.message, order=step.order)
+    return Decision(step.sentence, action)
+
+
+def _stands(status: RemediationStatus, step: StepName, epoch: int) -> bool:
+    """Whether the last attempt has an intent of this epoch and no outcome. The order of lines says nothing: equal
+    ones are folded."""
+    events = {
+        entry.event
+        for entry in status.journal
+        if (entry.step, entry.attempt, entry.epoch) == (step, status.attempt, epoch)
+    }
+    return status.step == step and events == {JournalEvent.INTENT}
 
 
 def run(

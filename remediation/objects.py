@@ -16,6 +16,7 @@ from health.report import Fault, Time, Wire
 from health.vocabulary import Mode, Phase, Scope, Severity
 from remediation.drain_state import DrainState
 from remediation.plugin_state import PluginRestart
+from remediation.repair_state import RepairState
 
 PHASE_LIMIT = 64
 """Phases kept in a session's history."""
@@ -172,7 +173,10 @@ class Condition(Wire, frozen=True):
 
 
 class RemediationStatus(Wire, frozen=True):
-    """Where a session stands; written by the controller alone. `reason` is a CamelCase word for why."""
+    """Where a session stands; written by the controller alone. `reason` is a CamelCase word for why.
+
+    `device_count`: the most whole devices that the node's reports have shown, which all must be back in the end.
+    """
 
     phase: Phase = Phase.PENDING
     step: str = ""
@@ -191,6 +195,8 @@ class RemediationStatus(Wire, frozen=True):
     phases: tuple[PhaseEntry, ...] = ()
     drain: DrainState | None = None
     restart: PluginRestart | None = None
+    repair: RepairState | None = None
+    device_count: int = 0
     conditions: tuple[Condition, ...] = ()
 
 

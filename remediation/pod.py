@@ -84,6 +84,7 @@ class PodSpec(Wire, frozen=True):
     volumes: tuple[Volume, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
     resource_claims: tuple[ResourceClaim, ...] = ()
+    node_selector: dict[str, str] = {}
     termination_grace_period_seconds: int | None = None
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 
 from remediation.cluster import FencedError
-from remediation.drain import Eviction, Notice
+from remediation.drain import Eviction, Notice, OwnerNotice
 from remediation.drain_state import EvictedPod
 from remediation.pod import OwnerReference, Pod
 from remediation.steps.plugin import DaemonSetView
@@ -21,7 +21,8 @@ NOTICE_ANNOTATION = "sickbay.dev/drain-notice"
 """On a pod that is about to be evicted: the time (RFC 3339, UTC) by which it should be done. A container can read it
 by the downward API as a file."""
 
-_REASON = "DrainNotice"
+_NOTICE_REASON = "DrainNotice"
+_EVICTION_REASON = "DrainedForRepair"
 _NAMESPACES = 8
 
 
@@ -108,10 +109,35 @@ class KubernetesPods:
         done_by = rfc3339(notice.done_by)
         patch = {"metadata": {"uid": notice.uid, "annotations": {NOTICE_ANNOTATION: done_by}}}
         self._session.merge_patch(_path(notice.namespace, notice.name), msgspec.json.encode(patch))
+        involved = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "namespace": notice.namespace,
+            "name": notice.name,
+            "uid": notice.uid,
+        }
+        message = f"{notice.message} (by {done_by})"
+        self._write_event(involved, reason=_NOTICE_REASON, message=message, unlike=_NOTICE_REASON)
+
+    def tell_owner(self, notice: OwnerNotice) -> None:
+        """Write an Event on a controller; its name comes from what it says, so that it is written once."""
+        involved = {
+            "apiVersion": notice.owner.api_version,
+            "kind": notice.owner.kind,
+            "namespace": notice.namespace,
+            "name": notice.owner.name,
+            "uid": notice.owner.uid,
+        }
+        self._write_event(involved, reason=_EVICTION_REASON, message=notice.message, unlike=notice.message)
+
+    def _write_event(self, involved: dict[str, str], *, reason: str, message: str, unlike: str) -> None:
+        """`unlike`: what makes it another Event than others about the same object."""
         self._guard()
-        event = _event(notice, done_by, self._clock.wall())
+        event = _event(involved, reason=reason, message=message, unlike=unlike, now=self._clock.wall())
         try:
-            self._session.post(f"/api/v1/namespaces/{notice.namespace}/events", msgspec.json.encode(event))
+            self._session.post(
+                f"/api/v1/namespaces/{involved['namespace']}/events", msgspec.json.encode(event)
+            )
         except Conflict as conflict:
             if not conflict.already_exists:
                 raise
@@ -168,23 +194,20 @@ def _path(namespace: str, name: str) -> str:
     return f"/api/v1/namespaces/{namespace}/pods/{name}"
 
 
-def _event(notice: Notice, done_by: str, now: datetime) -> dict[str, object]:
-    digest = hashlib.sha256(f"{notice.uid}/{_REASON}".encode()).hexdigest()[:16]
+def _event(
+    involved: dict[str, str], *, reason: str, message: str, unlike: str, now: datetime
+) -> dict[str, object]:
+    digest = hashlib.sha256(f"{involved['uid']}/{unlike}".encode()).hexdigest()[:16]
     moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    name = f"{involved['name'][:200].rstrip('.-')}.{digest}"
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{notice.name[:200].rstrip('.-')}.{digest}", "namespace": notice.namespace},
-        "involvedObject": {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "namespace": notice.namespace,
-            "name": notice.name,
-            "uid": notice.uid,
-        },
+        "metadata": {"name": name, "namespace": involved["namespace"]},
+        "involvedObject": involved,
         "type": "Warning",
-        "reason": _REASON,
-        "message": f"{notice.message} (by {done_by})",
+        "reason": reason,
+        "message": message[:1024],
         "source": {"component": "sickbay-controller"},
         "firstTimestamp": moment,
         "lastTimestamp": moment,

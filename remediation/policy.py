@@ -20,6 +20,7 @@ from health.vocabulary import Advice, FaultKind, Mode, Severity
 from remediation.drain_policy import DrainMode, DrainPolicy
 from remediation.objects import Incident, PolicyReference, Rung
 from remediation.plugin_policy import DevicePluginPolicy
+from remediation.repair_policy import RepairPolicy, VerificationPolicy
 from runtime.config import load_yaml_document
 from runtime.config_error import ConfigError, nearest
 from runtime.quantities import Duration, Percentage
@@ -38,7 +39,10 @@ class StepName(StrEnum):
     REBOOT = "Reboot"
     RESTART_PLUGIN = "RestartPlugin"
     RESTART_SERVICE = "RestartService"
+    RUN_JOB = "RunJob"
     VERIFY = "Verify"
+    RESTORE = "Restore"
+    LIFT_TAINT = "LiftTaint"
     REMOVE_FAILED_PODS = "RemoveFailedPods"
     UNCORDON = "Uncordon"
 
@@ -81,6 +85,13 @@ RUNG_STEPS: Mapping[Advice, tuple[StepName, ...]] = {
         StepName.CORDON,
         StepName.DRAIN,
         StepName.REBOOT,
+        StepName.VERIFY,
+        StepName.UNCORDON,
+    ),
+    Advice.RUN_DIAGNOSTICS: (
+        StepName.CORDON,
+        StepName.DRAIN,
+        StepName.RUN_JOB,
         StepName.VERIFY,
         StepName.UNCORDON,
     ),
@@ -231,6 +242,8 @@ class Policy(Document, frozen=True):
     budgets: Budgets = Budgets()
     healthy_dwell: Duration = Duration.parse("5m")
     device_plugin: DevicePluginPolicy = DevicePluginPolicy()
+    repair: RepairPolicy = RepairPolicy()
+    verification: VerificationPolicy = VerificationPolicy()
 
     @property
     def dwell(self) -> timedelta:
@@ -252,12 +265,14 @@ class Policy(Document, frozen=True):
         return next((rule for rule in self.rules if rule.match.matches(fault, pool)), None)
 
 
-def plan_for(rule: Rule, advice: str) -> tuple[Rung, ...]:
+def plan_for(rule: Rule, advice: str, *, max_attempts: int = 1) -> tuple[Rung, ...]:
     """The rungs to climb for this advice under this rule, each with its steps; empty where nothing acts."""
     if advice not in _ACTING:
         return ()
     rungs = rule.plan if rule.plan is not None else LADDER[Advice(advice)]
-    return tuple(Rung(rung=rung.value, steps=tuple(RUNG_STEPS[rung])) for rung in rungs)
+    return tuple(
+        Rung(rung=rung.value, steps=tuple(RUNG_STEPS[rung]), max_attempts=max_attempts) for rung in rungs
+    )
 
 
 _ACTING = frozenset(advice.value for advice in LADDER)
@@ -298,6 +313,13 @@ def load_policy(path: Path) -> Policy:
         ):
             for word in found:
                 _known(word, words, path, f"{where}.{key}")
+        if twice := [word for word in RUNG_STEPS if (rule.plan or ()).count(word) > 1]:
+            raise ConfigError(
+                file=path,
+                key=f"{where}.plan",
+                value=list(rule.plan or ()),
+                expected=f"{twice[0]} once at most",
+            )
     return policy
 
 

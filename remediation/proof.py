@@ -11,13 +11,16 @@ from health.report import AcceleratorReport
 from health.vocabulary import DeviceHealth, FaultKind, Mode, Phase, SourceState
 from remediation import journal
 from remediation.fleet import Node
-from remediation.ladder import PROOF_WITHIN
-from remediation.moves import close, hold, keep, run
+from remediation.ladder import proof_within
+from remediation.moves import Step, close, go_on, hold, keep, run
 from remediation.objects import AcceleratorRemediation, RemediationStatus
-from remediation.orders import CleanOrder
+from remediation.orders import CleanOrder, JobOrder, Proof
 from remediation.permission import forbidden
 from remediation.policy import StepName
-from remediation.situation import RECHECK, Decision, Situation, Write
+from remediation.repair_state import RepairState
+from remediation.repairs import begun
+from remediation.situation import RECHECK, Decision, Situation, Write, obstacle
+from remediation.steps.job import VERIFICATION_FAILED
 from remediation.steps.outcome import Result
 
 PLUGIN_KINDS = frozenset(PLUGIN_FAULTS) - {FaultKind.DEVICE_OFFERED_THOUGH_BAD}
@@ -37,6 +40,7 @@ take is no proof of anything."""
 DEVICE_SOURCE = "nvml"
 """The source by which an agent sees its devices: without it nothing about them is proven."""
 
+_NO_VERDICTS = frozenset({"", "None"})
 _CLEANING_ATTEMPTS = 3
 
 
@@ -49,7 +53,9 @@ def recover(
 ) -> Decision:
     """Nothing is left of the faults: wait out the healthy dwell, then give the node back."""
     name = session.metadata.name
-    if why := _unproven(node, status, report):
+    if status.phase is Phase.HELD and status.reason == VERIFICATION_FAILED:
+        return keep(session, status, f"{name}: {status.message}")
+    if why := unproven(node, status, report):
         status = replace(status, healthy_since=None)
         if status.phase is Phase.VERIFYING:
             status = replace(status, reason="NotProvenHealthy", message=why)
@@ -72,14 +78,14 @@ def recover(
     left = _dwell(at, status) - min(dwelt, at.unbroken)
     if left > 0:
         return keep(session, status, f"{name}: healthy, dwells", left)
-    if _to_be_cleaned(at, session, status, node, report):
-        left = at.resume_at - at.now.monotonic
-        return (
-            keep(session, status, f"{name}: {status.message}", left)
-            if left > 0
-            else _clean(at, session, status)
-        )
-    then = (Phase.RELEASED, "Healthy")
+    if before := _before_it_is_given_back(at, session, status, node, report):
+        return before
+    then = (Phase.RELEASED, _ended_as(status, report))
+    if node.unverified and at.policy.verification.unverified:
+        sentence = f"{name}: is proven, so its taint goes"
+        ends = node.owner_session != name and status.fenced_time is None
+        leads_to = then if ends else (Phase.VERIFYING, "FaultsCleared")
+        return run(at, session, status, StepName.LIFT_TAINT, then=leads_to, sentence=sentence)
     if node.owner_session == name:
         sentence = f"{name}: healthy for the whole dwell, so the node is given back"
         return run(at, session, status, StepName.UNCORDON, then=then, sentence=sentence)
@@ -96,7 +102,7 @@ def _dwell(at: Situation, status: RemediationStatus) -> float:
 def _overdue(at: Situation, status: RemediationStatus) -> bool:
     """Whether the faults have been gone for so long that the proof should be there."""
     cleared = [incident.cleared_time for incident in status.incidents if incident.cleared_time is not None]
-    return bool(cleared) and at.now.wall - max(cleared) >= PROOF_WITHIN
+    return bool(cleared) and at.now.wall - max(cleared) >= proof_within(at, status)
 
 
 def _to_be_cleaned(
@@ -132,7 +138,100 @@ def _clean(at: Situation, session: AcceleratorRemediation, status: RemediationSt
     )
 
 
-def _unproven(node: Node, status: RemediationStatus, report: AcceleratorReport | None) -> str:
+def _before_it_is_given_back(
+    at: Situation,
+    session: AcceleratorRemediation,
+    status: RemediationStatus,
+    node: Node,
+    report: AcceleratorReport | None,
+) -> Decision | None:
+    """What is left to do on a node that has been healthy for the whole dwell: a verification, and tidying up."""
+    name = session.metadata.name
+    if _to_be_verified(at, status, node):
+        if _verifying(status):
+            return _verify(at, session, status, node, report)
+        if why := obstacle(at, node, report):
+            return keep(session, status, f"{name}: healthy, and to be verified, but {why}", RECHECK)
+        # A session that only proves a new node is about no fault that a rule could allow anything for.
+        if not status.incidents or not forbidden(at, session, node, report, status.incidents):
+            return _verify(at, session, status, node, report)
+    if not _to_be_cleaned(at, session, status, node, report):
+        return None
+    if (left := at.resume_at - at.now.monotonic) > 0:
+        return keep(session, status, f"{name}: {status.message}", left)
+    return _clean(at, session, status)
+
+
+def _to_be_verified(at: Situation, status: RemediationStatus, node: Node) -> bool:
+    """Whether a Job is to prove the node: the policy has one, and a repair was carried out or the operator asks."""
+    repair = status.repair or RepairState(started=at.now.wall)
+    asked = repair.done or (node.unverified and at.policy.verification.unverified)
+    return bool(at.policy.verification.template and asked and not repair.verified)
+
+
+def _verifying(status: RemediationStatus) -> bool:
+    """Whether the Job exists, and is seen to its end."""
+    repair = status.repair
+    return repair is not None and repair.created is not None and status.step == StepName.VERIFY
+
+
+def _verify(
+    at: Situation,
+    session: AcceleratorRemediation,
+    status: RemediationStatus,
+    node: Node,
+    report: AcceleratorReport | None,
+) -> Decision:
+    policy = at.policy.verification
+    models = sorted({device.model for device in report.status.devices}) if report is not None else []
+    order = JobOrder(
+        template=policy.template,
+        namespace=at.policy.repair.namespace,
+        rung=StepName.VERIFY,
+        deadline=timedelta(seconds=policy.deadline),
+        proof=Proof.RESULT,
+        baseline=next((found for model in models if (found := policy.baseline_for(model))), None),
+        evident=False,
+    )
+    name = session.metadata.name
+    step = Step(
+        StepName.VERIFY,
+        Phase.VERIFYING,
+        order,
+        f"{name}: runs {policy.template} to prove the node",
+        then=(Phase.VERIFYING, "FaultsCleared"),
+    )
+    if status.step == StepName.VERIFY and status.repair is not None and status.repair.job:
+        return go_on(at, session, status, step)
+    status = begun(at, status, node, order, session=name, step=StepName.VERIFY)
+    return run(at, session, status, step.name, then=step.then, sentence=step.sentence, order=order)
+
+
+def _ended_as(status: RemediationStatus, report: AcceleratorReport | None) -> str:
+    """How a session ends whose node is proven."""
+    return "DeviceReplaced" if report is not None and replaced(status, report) else "Healthy"
+
+
+def replaced(status: RemediationStatus, report: AcceleratorReport) -> frozenset[str]:
+    """UUIDs of the incidents' devices in whose place others are: their serials are gone, and as many devices are there.
+
+    Hardware is known by its serial; without one nobody knows that it is another device.
+    """
+    serials = {device.serial for device in report.status.devices}
+    if not status.device_count or _count(report) < status.device_count:
+        return frozenset()
+    return frozenset(
+        one.device_uuid
+        for one in status.incidents
+        if one.device_uuid and one.device_serial and one.device_serial not in serials
+    )
+
+
+def _count(report: AcceleratorReport) -> int:
+    return sum(device.partition is None for device in report.status.devices)
+
+
+def unproven(node: Node, status: RemediationStatus, report: AcceleratorReport | None) -> str:
     """Why the node is not proven healthy, if it is not: no data is no proof, and a device that is gone is none."""
     if report is None:
         return "no fresh report of the node's present boot"
@@ -143,8 +242,14 @@ def _unproven(node: Node, status: RemediationStatus, report: AcceleratorReport |
         broken = source.name in proving and source.state in (SourceState.FAILED, SourceState.STALE)
         if broken or (source.name == DEVICE_SOURCE and source.state is not SourceState.LIVE):
             return f"the agent's source {source.name} is {source.state}"
+    if (count := _count(report)) < status.device_count:
+        return f"the node has {count} devices, and had {status.device_count}"
     health = {device.uuid: device.health for device in report.status.devices}
-    for uuid in sorted({incident.device_uuid for incident in status.incidents if incident.device_uuid}):
+    told = {incident.device_uuid for incident in status.incidents if incident.device_uuid}
+    for device in report.status.devices:
+        if device.uuid in told and device.recovery_action not in _NO_VERDICTS:
+            return f"the driver asks for {device.recovery_action} of device {device.uuid}"
+    for uuid in sorted(told - replaced(status, report)):
         if uuid not in health:
             return f"device {uuid} is missing"
         if health[uuid] is not DeviceHealth.HEALTHY:
@@ -153,10 +258,12 @@ def _unproven(node: Node, status: RemediationStatus, report: AcceleratorReport |
 
 
 def _unoffered(node: Node, status: RemediationStatus, report: AcceleratorReport) -> str:
-    """After a plugin's fault: the Node has to list as many devices as are healthy, which is a kubelet's tick later."""
+    """After a plugin's fault or a repair the Node must list as many devices as are healthy: a kubelet's tick later."""
     if any(device.partition is not None for device in report.status.devices):
         return ""  # a partitioned device is listed under other names, and by other numbers
     told = {resource_of(one.code) for one in status.incidents if one.kind in PLUGIN_KINDS}
+    if status.repair is not None and status.repair.done and report.status.plugin is not None:
+        told |= {plugin.name for plugin in report.status.plugin.resources}
     healthy = sum(device.health is DeviceHealth.HEALTHY for device in report.status.devices)
     for resource in sorted(told - {""}):
         offered = node.status.allocatable.get(resource, "0")

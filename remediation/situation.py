@@ -37,12 +37,16 @@ class Now:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Create a session with this spec, born with this status; its first step follows at once if one is intended."""
+    """Create a session with this spec, born with this status; its first step follows at once if one is intended.
+
+    `charged`: whether it is one of the starts whose rate is limited.
+    """
 
     name: str
     spec: RemediationSpec
     status: RemediationStatus
     step: StepName | None
+    charged: bool = True
 
     @property
     def virtual(self) -> bool:

@@ -154,7 +154,8 @@ class Session(Transport):
     def merge_patch(
         self, path: str, body: bytes, *, query: Query | None = None, timeout: Timeout = DEFAULT_TIMEOUT
     ) -> Response:
-        """RFC 7386. A `metadata.resourceVersion` or `metadata.uid` in it is a precondition (409)."""
+        """RFC 7386. A `metadata.resourceVersion` in it is a precondition (409 Conflict); so is a `metadata.uid`, which
+        is 422 Invalid where it differs, and ignored in the `/status` of a custom resource (seen on 1.37)."""
         return self.request("PATCH", path, query=query, body=body, content_type=_MERGE_PATCH, timeout=timeout)
 
     def strategic_merge_patch(

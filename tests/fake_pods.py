@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from remediation.drain import Eviction, Notice
+from remediation.drain import Eviction, Notice, OwnerNotice
 from remediation.drain_state import EvictedPod
 from remediation.pod import Pod
 from remediation.steps.plugin import DaemonSetView
@@ -88,6 +88,7 @@ class FakePods:
     evictions: list[tuple[datetime, Eviction]] = field(default_factory=list)
     notices: list[tuple[datetime, Notice]] = field(default_factory=list)
     deletions: list[tuple[datetime, str]] = field(default_factory=list)
+    told_owners: list[OwnerNotice] = field(default_factory=list)
     daemon_sets: dict[str, DaemonSetView] = field(default_factory=dict)
     lists: int = 0
 
@@ -116,6 +117,9 @@ class FakePods:
         self.notices.append((self.clock.wall(), notice))
         self._find(notice.namespace, notice.name, notice.uid)
         _refuse(self.notice_refusals[notice.uid])
+
+    def tell_owner(self, notice: OwnerNotice) -> None:
+        self.told_owners.append(notice)
 
     def replacements(self, evicted: Sequence[EvictedPod], *, since: datetime) -> tuple[str, ...]:
         owners, gone = {pod.owner_uid for pod in evicted}, {pod.uid for pod in evicted}

@@ -25,6 +25,9 @@ class NodeApi(Protocol):
     def patch_node(self, name: str, patch: bytes) -> Node:
         """A JSON merge patch. Raises Conflict, NotFound and the other API errors."""
 
+    def remove_taint(self, node: Node, key: str) -> Node:
+        """Remove the taints of this key from the node as it was read. Raises Conflict, NotFound and the others."""
+
 
 def cordon(api: NodeApi, node: Node, *, session: str) -> Outcome:
     """Make the node unschedulable for this session, or find that it is already.
@@ -80,6 +83,19 @@ def uncordon(api: NodeApi, node: Node, *, session: str) -> Outcome:
         return Outcome(Result.DONE, "uncordoned", api.patch_node(node.name, patch))
     except Conflict:
         return Outcome(Result.CHANGED, "the node changed while it was uncordoned")
+    except NotFound:
+        return Outcome(Result.CHANGED, "the node is gone")
+
+
+def lift_taint(api: NodeApi, node: Node, key: str) -> Outcome:
+    """Take away the taints of this key, whatever their effect, and leave all others as they are."""
+    try:
+        current = api.get_node(node.name)
+        if current.metadata.uid != node.metadata.uid or not current.like(node):
+            return Outcome(Result.CHANGED, "the node changed before its taint was lifted", current)
+        return Outcome(Result.DONE, f"the taint {key} is lifted", api.remove_taint(current, key))
+    except Conflict:
+        return Outcome(Result.CHANGED, "the node changed while its taint was lifted")
     except NotFound:
         return Outcome(Result.CHANGED, "the node is gone")
 

@@ -18,7 +18,7 @@ import msgspec
 
 from health.accelerators import ACCELERATOR_RESOURCES
 from remediation.cluster import FencedError
-from remediation.drain import SCHEDULER_LAG, Eviction, Notice, Pass, Verdict, next_pass
+from remediation.drain import SCHEDULER_LAG, Eviction, Notice, OwnerNotice, Pass, Verdict, next_pass
 from remediation.drain_policy import DrainPolicy
 from remediation.drain_report import tell
 from remediation.drain_state import EVICTED_LIMIT, Answer, DrainState, EvictedPod, Reply, record
@@ -59,15 +59,20 @@ class PodApi(Protocol):
     def tell(self, notice: Notice) -> None:
         """Put the notice on the pod with this UID, as an annotation and an Event."""
 
+    def tell_owner(self, notice: OwnerNotice) -> None:
+        """Write an Event on the controller of evicted pods; one that exists is left as it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What a pass came to: the look it rests on, the answers, the state to remember, one sentence for people."""
+    """What a pass came to: the look it rests on, the answers, the state to remember, one sentence for people, and the
+    pods whose eviction was accepted."""
 
     look: Pass
     answers: tuple[Answer, ...]
     state: DrainState
     message: str
+    evicted: tuple[Pod, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -113,6 +118,8 @@ def drain_pass(
             f"the drain's deadline of {order.policy.deadline} has passed, and nobody knows its pods: {error}"
         )
         return Outcome(Result.DEADLINE, message, hold=_ENDS[Verdict.DEADLINE][1], drain=state)
+    if order.about:
+        _tell_owners(api, node_name, order, drained.evicted)
     result, hold = _ENDS[drained.verdict]
     after = drained.state
     if drained.verdict.completed and after.evicted_pods:
@@ -154,16 +161,36 @@ def drain(
         return Drained(look, (), look.state, look.sentence)
     answers = tuple(_carry_out(api, look, concurrency=policy.concurrency))
     after = record(look.state, answers, clock.wall(), jitter=jitter)
-    after = _with_evicted(after, pods, {one.uid for one in answers if one.reply is Reply.EVICTED})
-    return Drained(look, answers, after, tell(look.left, policy, after, gangs))
+    uids = {one.uid for one in answers if one.reply is Reply.EVICTED}
+    evicted = tuple(pod for pod in pods if pod.uid in uids)
+    after = _with_evicted(after, evicted)
+    return Drained(look, answers, after, tell(look.left, policy, after, gangs), evicted)
 
 
-def _with_evicted(state: DrainState, pods: Sequence[Pod], uids: set[str]) -> DrainState:
+def _tell_owners(api: PodApi, node_name: str, order: DrainOrder, evicted: Sequence[Pod]) -> None:
+    """People look at what they have made, and not at a pod that is gone. Nothing depends on it."""
+    owners = {
+        pod.controller.uid: OwnerNotice(
+            pod.metadata.namespace, pod.controller, f"pods are evicted from node {node_name}: {order.about}"
+        )
+        for pod in evicted
+        if pod.controller is not None and pod.controller.uid
+    }
+    for notice in owners.values():
+        try:
+            api.tell_owner(notice)
+        except FencedError:
+            raise
+        except ApiError as error:
+            log.info("the controller of evicted pods cannot be told", extra={"error": str(error)})
+
+
+def _with_evicted(state: DrainState, evicted: Sequence[Pod]) -> DrainState:
     known = {pod.uid for pod in state.evicted_pods}
     more = [
         EvictedPod(pod.uid, pod.metadata.namespace, pod.controller.uid if pod.controller else "")
-        for pod in pods
-        if pod.uid in uids - known
+        for pod in evicted
+        if pod.uid not in known
     ]
     return msgspec.structs.replace(state, evicted_pods=(*state.evicted_pods, *more)[:EVICTED_LIMIT])
 
@@ -203,6 +230,8 @@ def _tell(api: PodApi, notice: Notice) -> Answer:
     except NotFound as error:
         return _answer(notice.uid, Reply.GONE, error)
     except (Forbidden, Invalid, Unauthorized) as error:
+        if any(cause.field == "metadata.uid" for cause in error.causes):
+            return _answer(notice.uid, Reply.GONE, error)
         # The repair does not fail because a pod cannot be told; it gets its time all the same.
         return _answer(notice.uid, Reply.NOT_TOLD, error)
     except ApiError as error:

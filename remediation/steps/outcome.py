@@ -8,6 +8,7 @@ from enum import StrEnum
 from remediation.drain_state import DrainState
 from remediation.fleet import Node
 from remediation.plugin_state import PluginRestart
+from remediation.repair_state import RepairState
 
 
 class Result(StrEnum):
@@ -28,7 +29,7 @@ class Outcome:
     """The result, one sentence for people, and the node as the API server answered it, where it did.
 
     `hold`: why the session needs a person now, as a CamelCase word. `again`: seconds until a step that waits is
-    taken again. `drain` and `restart`: what the step wants remembered in the session's status.
+    taken again. `drain`, `restart` and `repair`: what the step wants remembered in the session's status.
     """
 
     result: Result
@@ -38,6 +39,7 @@ class Outcome:
     again: float | None = None
     drain: DrainState | None = None
     restart: PluginRestart | None = None
+    repair: RepairState | None = None
 
     @property
     def succeeded(self) -> bool:

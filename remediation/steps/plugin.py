@@ -29,6 +29,9 @@ JUST_STARTED = timedelta(seconds=20)
 STUCK_AFTER = timedelta(seconds=5)
 """So long a pod may be without its kubelet's admission, behind a plugin that hangs, before it counts as stuck."""
 
+NO_PLUGIN_AFTER = timedelta(seconds=30)
+"""So long a plugin that left the node for a reset may take to come back."""
+
 _SOON = 0.5
 _LATER = 2.0
 _AT_ONCE = 100
@@ -66,6 +69,8 @@ def restart_plugin(
     pods = api.pods_on(node_name)
     if memory.pod_uid and not any(pod.uid == memory.pod_uid for pod in pods):
         return _replaced(pods, memory, now)
+    if order.after is not None and not memory.pod_uid and (came := _came_back(pods, order, memory, now)):
+        return came
     waiting = [pod for pod in pods if pod.unadmitted and pod.metadata.deletion_timestamp is None]
     if waiting and order.hung and now - memory.started >= STUCK_AFTER:
         message = (
@@ -78,6 +83,35 @@ def restart_plugin(
     if memory.pod_uid:
         return _delete(api, pods, memory)
     return _choose(api, pods, order, memory, now)
+
+
+def _came_back(
+    pods: Sequence[Pod], order: RestartOrder, memory: PluginRestart, now: datetime
+) -> Outcome | None:
+    """After a reset for which the plugin had left the node: its pod is a new one. None where it has stayed.
+
+    The node's clock is not ours: creation times are the API server's, in whole seconds, as the controller's are near.
+    """
+    assert order.after is not None
+    plugins = [
+        pod
+        for pod in pods
+        if order.policy.selects(pod.metadata.namespace, pod.metadata.labels) and not pod.finished
+    ]
+    if not plugins:
+        if now < memory.started + NO_PLUGIN_AFTER:
+            return _wait("waits for the device plugin to come back to the node", memory, _SOON)
+        done = replace(memory, done_time=now)
+        return Outcome(Result.DONE, "no device plugin runs on the node", restart=done)
+    newest = max(plugins, key=lambda pod: (pod.metadata.creation_timestamp or order.after, pod.uid))
+    born = newest.metadata.creation_timestamp
+    if born is None or born < order.after.replace(microsecond=0):
+        return None
+    if not newest.ready:
+        return _wait(f"{newest.name} is not Ready yet", memory, _SOON)
+    return Outcome(
+        Result.DONE, f"{newest.name} has come back to the node", restart=replace(memory, done_time=now)
+    )
 
 
 def _choose(

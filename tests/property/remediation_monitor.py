@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from health.report import AcceleratorReport
 from health.vocabulary import Mode, Phase, SourceState
 from remediation import budget
@@ -23,26 +21,21 @@ from remediation.objects import (
     JournalEvent,
     NodeAction,
 )
+from remediation.orders import JobOrder, RestartOrder, RestoreOrder
 from remediation.pod import Pod
 from remediation.policy import Policy, StepName, acts
 from remediation.situation import Action, Open, Run
-from tests.unit.fake_cluster import Call, Document
+from tests.property.remediation_repair_monitor import RepairMonitor, session_of
+from tests.unit.fake_cluster import JOBS, Call, Document
 from tests.unit.fake_controller import FakeController
 
 if TYPE_CHECKING:
+    from tests.property.remediation_hosts import Deed
     from tests.property.remediation_world import World
 
 DRAINING_OR_REPAIRING = (Phase.DRAINING, Phase.REPAIRING)
 POOLS = {"n1": "a", "n2": "a", "n3": "a", "n4": "b", "n5": "b"}
 PER_MINUTE, BURST = 5, 3
-
-
-def session_of(found: Document) -> AcceleratorRemediation | None:
-    """A session as stored; None where it cannot be read."""
-    try:
-        return msgspec.json.decode(msgspec.json.encode(found), type=AcceleratorRemediation)
-    except msgspec.MsgspecError:
-        return None
 
 
 @dataclass
@@ -77,6 +70,7 @@ class RemediationMonitor:
         self.broken: list[AssertionError] = []
         self.landing = False
         """A request of that kind is carried out now, when nobody waits for it any more."""
+        self.repairs = RepairMonitor(world)
         self.gangs: dict[str, set[str]] = {}
         """The sessions that have evicted pods of a gang."""
 
@@ -161,7 +155,7 @@ class RemediationMonitor:
         session = action.name if isinstance(action, Open) else action.session.metadata.name
         if action.step is StepName.CORDON and node.owner_session != session:
             self._may_fence(controller, sights[name], name)
-        if isinstance(action, Run) and action.order is not None:
+        if isinstance(action, Run) and action.order is not None and not _only_looks(action):
             self._may_disrupt(controller, sights[name], action)
         releases = isinstance(action, Run) and action.then is Phase.RELEASED
         if releases and node.owner_session == session and not action.session.current.phase.closed:
@@ -184,7 +178,7 @@ class RemediationMonitor:
         pool = engine.policy.pool_of(node.metadata.labels)
         rules = [engine.policy.rule_for(incident, pool) for incident in status.incidents]
         assert any(rule is not None and rule.mode is not Mode.OBSERVE for rule in rules), "only observed now"
-        if run.step is StepName.REMOVE_FAILED_PODS:
+        if run.step in (StepName.REMOVE_FAILED_PODS, StepName.VERIFY) or _after_a_repair(run):
             return
         lasting = [incident for incident in status.incidents if incident.cleared_time is None]
         boot = node.status.node_info.boot_id
@@ -236,14 +230,20 @@ class RemediationMonitor:
         match call.method, call.collection:
             case "PATCH", collection if collection == NODES:
                 self._node_changed(call)
+            case "POST", collection if collection == JOBS:
+                self.repairs.job_created(call, landing=self.landing)
             case "POST", _:
                 self._started(call)
+            case "PATCH", collection if collection == REPORTS:
+                self.repairs.release_changed(call, landing=self.landing)
             case "PATCH", collection if collection == REMEDIATIONS:
                 self._written(call)
 
     def _node_changed(self, call: Call) -> None:
         before, after = call.before, call.after
         assert before is not None and after is not None
+        if self.repairs.labels_changed(call, landing=self.landing):
+            return
         assert _without_ours(before) == _without_ours(after), "only the cordon and our keys change"
         uid = after["metadata"]["uid"]
         was, now = (bool(item["spec"].get("unschedulable")) for item in (before, after))
@@ -251,7 +251,7 @@ class RemediationMonitor:
         if now and not was:
             self._cordoned(before, recorded, uid)
             if not self.landing:
-                self._let_by_people(after["metadata"]["name"], recorded)
+                self.let_by_people(after["metadata"]["name"], recorded)
         elif was and not now:
             assert record and not recorded, "an uncordon takes the record with it"
             assert uid not in self.persons, "a person's cordon was undone"
@@ -280,7 +280,7 @@ class RemediationMonitor:
             assert not told or told - self.overruled, "a person's uncordon was overruled"
         self.ours.add(uid)
 
-    def _let_by_people(self, name: str, session: str) -> None:
+    def let_by_people(self, name: str, session: str) -> None:
         """What a live read shows as a person's word just before the request is sent."""
         control = self._world.api.objects[CONTROLS].get("default", {"spec": {}})
         assert "pause" not in control["spec"], "everything was paused"
@@ -298,6 +298,13 @@ class RemediationMonitor:
         except AssertionError as error:
             self.broken.append(error)
 
+    def repaired(self, deed: Deed, *, looked: bool) -> None:
+        """A repair program has done something to a host; `looked`: its init container has only just looked."""
+        try:
+            self.repairs.repaired(deed, looked=looked)
+        except AssertionError as error:
+            self.broken.append(error)
+
     def _pod_touched(self, verb: str, pod: Pod) -> None:
         if self.landing:
             return
@@ -309,7 +316,7 @@ class RemediationMonitor:
         assert node["spec"].get("unschedulable") and status.fenced_time is not None, "the node is not fenced"
         assert not node["metadata"]["annotations"].keys() & {HOLD_KEY, OPT_OUT_KEY}, "a person held the node"
         assert not node["spec"].get("taints"), "somebody else was working on the node"
-        self._let_by_people(name, session.metadata.name)
+        self.let_by_people(name, session.metadata.name)
         if verb != "delete":
             assert status.phase is Phase.DRAINING, f"{verb} in phase {status.phase}"
             assert pod.asks_for(("nvidia.com/gpu",)) and not pod.of_daemon_set
@@ -323,8 +330,9 @@ class RemediationMonitor:
         )
         intents = [entry for entry in status.journal if entry.event is JournalEvent.INTENT]
         assert any(entry.step in step for entry in intents), "a deed without an intent in the journal"
-        if not pod.failed_admission:
-            self._evident(node, session)
+        after_a_repair = pod.of_daemon_set and status.repair is not None and "Reset" in status.repair.done
+        if not pod.failed_admission and not after_a_repair:
+            self.evident(node, session)
         gang = gang_of(pod)
         if verb == "evict" and gang and not pod.finished:
             self._one_node_of(gang, session)
@@ -342,7 +350,7 @@ class RemediationMonitor:
         assert len(fenced) == 1, f"a pod is touched, and {len(fenced)} sessions work on its node"
         return fenced[0]
 
-    def _evident(self, node: Document, session: AcceleratorRemediation) -> None:
+    def evident(self, node: Document, session: AcceleratorRemediation) -> None:
         """What a live read of the report, or the boot of a fault that only a new one clears, still says."""
         lasting = [item for item in session.current.incidents if item.cleared_time is None]
         boot = node["status"]["nodeInfo"]["bootID"]
@@ -393,6 +401,7 @@ class RemediationMonitor:
         assert not (before.current.phase.closed and not after.current.phase.closed), (
             "a closed session is closed"
         )
+        self.repairs.written(before, after)
         begins = before.current.phase not in DRAINING_OR_REPAIRING
         if begins and after.current.phase in DRAINING_OR_REPAIRING:
             self._disrupts(after)
@@ -443,6 +452,16 @@ class RemediationMonitor:
                 )
         epochs = [call.epoch for call in world.api.calls[-20:] if call.mutates and call.changed]
         assert all(epoch <= engine.epoch or engine.epoch == 0 for epoch in epochs)
+
+
+def _only_looks(run: Run) -> bool:
+    """Whether a step gives back what was lent, or sees a Job to its end."""
+    job = run.status.repair.created if run.status.repair is not None else None
+    return isinstance(run.order, RestoreOrder) or (isinstance(run.order, JobOrder) and job is not None)
+
+
+def _after_a_repair(run: Run) -> bool:
+    return isinstance(run.order, RestartOrder) and run.order.after is not None
 
 
 def recount(fleet: Fleet, policy: Policy, pool: str, *, virtual: bool) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """The pods of the small cluster: workloads, gangs and device plugins, with evictions that fail like any request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from msgspec.structs import replace
@@ -14,6 +15,15 @@ from tests.fake_pods import FakePods, budget_refusal, make_pod
 from tests.unit.fake_cluster import Crash, Trouble
 
 PLUGIN = {"name": "nvidia-device-plugin-ds", "controller-revision-hash": "r1"}
+PLUGIN_OPERAND = "nvidia.com/gpu.deploy.device-plugin"
+EXPORTER_OPERAND = "nvidia.com/gpu.deploy.dcgm-exporter"
+OPERAND_LABELS = {
+    PLUGIN_OPERAND: "true",
+    EXPORTER_OPERAND: "true",
+    "nvidia.com/gpu.deploy.dcgm": "false",
+}
+"""Labels of a node by which GPU Operator places its parts; the last is somebody's decision."""
+
 GANG = {"jobset.sigs.k8s.io/jobset-name": "pretrain"}
 _WORKLOADS: dict[str, dict[str, Any]] = {
     "plain": {"owner": "ReplicaSet"},
@@ -50,9 +60,23 @@ class ClusterPods(FakePods):
             )
         )
 
-    def start_plugin(self, node_name: str) -> bool:
-        """The DaemonSet's controller: whether the node had no device plugin and has one now."""
-        if any(pod.spec.node_name == node_name and pod.of_daemon_set for pod in self.pods.values()):
+    def run_daemons(self, node_name: str, labels: Mapping[str, str]) -> bool:
+        """The DaemonSets' controller: whether the node had no device plugin and has one now."""
+        self._place(node_name, "exporter", EXPORTER_OPERAND, labels.get(EXPORTER_OPERAND) == "true")
+        wanted = labels.get(PLUGIN_OPERAND, "true") == "true"
+        return self._place(node_name, "", PLUGIN_OPERAND if PLUGIN_OPERAND in labels else "", wanted)
+
+    def _place(self, node_name: str, operand: str, key: str, wanted: bool) -> bool:
+        """Start a daemon's pod where it is wanted and there is none, and end it where it is not."""
+        mine = {"operand": operand} if operand else PLUGIN
+        there = [pod for pod in self.on(node_name) if pod.of_daemon_set and pod.metadata.labels == mine]
+        if there and wanted:
+            return False
+        if not wanted:
+            soon = self.clock.wall() + timedelta(seconds=1)
+            for pod in there:
+                if pod.metadata.deletion_timestamp is None:
+                    self.put(replace(pod, metadata=replace(pod.metadata, deletion_timestamp=soon)))
             return False
         pod = make_pod(
             owner="DaemonSet",
@@ -60,12 +84,16 @@ class ClusterPods(FakePods):
             namespace="kube-system",
             created=self.clock.wall(),
             grace=1,
-            spec={"nodeName": node_name},
+            spec={"nodeName": node_name, "nodeSelector": {key: "true"} if key else {}},
         )
         ready = replace(pod.status, start_time=self.clock.wall(), conditions=(PodCondition("Ready", "True"),))
-        self.put(replace(pod, metadata=replace(pod.metadata, labels=PLUGIN), status=ready))
+        self.put(replace(pod, metadata=replace(pod.metadata, labels=mine), status=ready))
         self.daemon_sets["kube-system/owner"] = DaemonSetView(on_delete=False, current_revision="r1")
         return True
+
+    def operands_on(self, node_name: str) -> list[Pod]:
+        """The pods of GPU Operator that are on a node, and hold its devices."""
+        return [pod for pod in self.on(node_name) if pod.spec.node_selector and not pod.finished]
 
     def on(self, node_name: str) -> list[Pod]:
         """The pods bound to a node."""

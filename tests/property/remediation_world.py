@@ -5,23 +5,38 @@ at every action that a controller decides for, and holds them against the invari
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from health.report import AcceleratorReport, Device, Fault, ReportMetadata, ReportStatus, Source
-from health.vocabulary import DeviceHealth, Mode, Severity, SourceState
-from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS
+from health.receipt import Receipt, RepairResult
+from health.report import (
+    AcceleratorReport,
+    Device,
+    DeviceRelease,
+    Fault,
+    ReportMetadata,
+    ReportSpec,
+    ReportStatus,
+    Source,
+)
+from health.vocabulary import DeviceAccess, DeviceHealth, Mode, Severity, SourceState
+from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS, Cluster
 from remediation.fleet import HOLD_KEY, OPT_OUT_KEY, SESSION_KEY
 from remediation.objects import AcceleratorRemediation
 from remediation.policy import Policy
+from remediation.repair_api import KubernetesRepairs
 from runtime.clock import ManualClock
-from tests.property.remediation_monitor import BURST, PER_MINUTE, POOLS, RemediationMonitor, session_of
-from tests.property.remediation_pods import ClusterPods
+from tests.property.remediation_hosts import LATE, Host, Jobs
+from tests.property.remediation_monitor import BURST, PER_MINUTE, POOLS, RemediationMonitor
+from tests.property.remediation_pods import OPERAND_LABELS, ClusterPods
+from tests.property.remediation_repair_monitor import session_of
 from tests.unit.builders import policy
 from tests.unit.fake_cluster import Call, Crash, Document, FakeApi, Trouble
-from tests.unit.fake_controller import FakeController, InlineWorkers
+from tests.unit.fake_controller import FakeController, GuardedPods, InlineWorkers
 
 RENEWAL = 30.0
 
@@ -33,25 +48,92 @@ class Agent:
     name: str
     uid: str
     boot: str
+    host: Host
     sequence: int = 0
     silent: bool = False
     failing: bool = False
+    down: bool = False
+    """Whether its host has not started it yet."""
     faults: dict[tuple[str, str], Fault] = field(default_factory=dict)
     renewed: float = 0.0
+    released: bool = False
+    order: DeviceRelease | None = None
+    """What it was last asked for, and since when (`asked`)."""
+    asked: float = 0.0
+    read: dict[tuple[str, str, int], Receipt] = field(default_factory=dict)
+
+    @property
+    def talks(self) -> bool:
+        """Whether it reaches the API server."""
+        return not self.silent and not self.down
 
     def status(self) -> Document:
+        state = SourceState.RELEASED if self.released else SourceState.LIVE
         found = ReportStatus(
             node_uid=self.uid,
             boot_id=self.boot,
             sequence=self.sequence,
-            devices=(
-                Device(uuid="GPU-0", index=0, serial="S0", health=DeviceHealth.HEALTHY),
-                Device(uuid="GPU-1", index=1, serial="S1", health=DeviceHealth.HEALTHY),
+            devices=tuple(
+                Device(
+                    uuid=f"GPU-{index}",
+                    index=index,
+                    serial=f"S{index}-{self.name}",
+                    health=DeviceHealth.HEALTHY,
+                )
+                for index in (0, 1)
             ),
             faults=tuple(self.faults.values()),
-            sources=(Source("nvml", SourceState.FAILED if self.failing else SourceState.LIVE),),
+            sources=(Source("nvml", SourceState.FAILED if self.failing else state),),
+            device_access=DeviceAccess.RELEASED if self.released else DeviceAccess.HELD,
+            receipts=tuple(list(self.read.values())[-16:]),
         )
         return document(found)
+
+    def look(self) -> bool:
+        """Read the receipts on its host, and end what a reset has ended; whether anything is new."""
+        if self.boot != self.host.boot or self.read == self.host.receipts:
+            return False
+        new = [one for key, one in self.host.receipts.items() if self.read.get(key) != one]
+        self.read = dict(self.host.receipts)
+        for receipt in new:
+            if (receipt.step, receipt.result) == ("Reset", RepairResult.DONE):
+                self.faults = {
+                    key: found
+                    for key, found in self.faults.items()
+                    if found.clears_on != "DeviceReset"
+                    or found.device_uuid not in receipt.devices
+                    or found.last_seen >= receipt.time
+                }
+        return True
+
+    def boots(self) -> None:
+        """It starts in the boot that its host is in."""
+        self.boot = self.host.boot
+        self.down = self.released = False
+        self.order = None
+        self.faults.clear()
+        self.read.clear()
+        self.look()
+
+    def again(self, devices: tuple[str, ...], now: datetime) -> None:
+        """What was to be over shows itself again."""
+        for key, found in self.faults.items():
+            if found.device_uuid in devices:
+                self.faults[key] = replace(found, last_seen=now)
+
+    def listen(self, order: DeviceRelease | None, moment: float) -> None:
+        """What the answer to its renewal says."""
+        if order is not None and (self.order is None or self.order.session != order.session):
+            self.asked = moment
+        self.order = order
+
+    def obey(self, now: datetime, moment: float) -> bool:
+        """Let go of the devices when asked, and take them again by itself; whether that is news."""
+        before = self.released
+        late = LATE if self.host.release == "late" else 0.0
+        asked = self.order is not None and now < self.order.until and moment >= self.asked + late
+        self.released = asked and self.host.release != "never"
+        return self.released != before
 
 
 def document(struct: msgspec.Struct) -> Document:
@@ -63,9 +145,10 @@ def document(struct: msgspec.Struct) -> Document:
 class World:
     """Everything there is. `controller` leads; `former` have led and do not know, or are stuck, or dead."""
 
-    def __init__(self, *, populated: bool = False) -> None:
+    def __init__(self, *, populated: bool = False, repairs: bool = False, operator: bool = True) -> None:
         self.clock = ManualClock()
         self.populated = populated
+        self.operands = OPERAND_LABELS if operator else {}
         self.pods = ClusterPods(self.clock, trouble=self._next_trouble)
         self.api = FakeApi(self.clock, trouble=self._trouble)
         self.policy: Policy = policy(Mode.AUTO, max_fenced="50%", pools=("a", "b"), dwell="120s", **RATE)
@@ -76,10 +159,13 @@ class World:
         self.former: list[FakeController] = []
         self.lagging: set[str] = set()
         self.births = 0
+        self.jobs = Jobs(self)
         self.most_disrupted = 5
         """The most that any policy of late has let be drained or repaired, in a pool and in the cluster."""
         for name in POOLS:
             self.add_node(name)
+        if repairs:
+            self.jobs.publish()
         self.api.create(CONTROLS, {"kind": "AcceleratorControl", "metadata": {"name": "default"}, "spec": {}})
         self.monitor = RemediationMonitor(self)
         self.api.on_change = self.monitor.changed
@@ -98,7 +184,7 @@ class World:
                 "kind": "Node",
                 "metadata": {
                     "name": name,
-                    "labels": {"pool": POOLS[name], "foreign": "label"},
+                    "labels": {"pool": POOLS[name], "foreign": "label", **self.operands},
                     "annotations": {"foreign": "x"},
                 },
                 "spec": {"podCIDR": "10.0.0.0/24", "taints": []},
@@ -113,8 +199,8 @@ class World:
             },
         )
         uid = made["metadata"]["uid"]
-        self.agents[name] = Agent(name, uid, boot, renewed=self.clock.monotonic())
-        self.pods.start_plugin(name)
+        self.agents[name] = Agent(name, uid, boot, Host(boot), renewed=self.clock.monotonic())
+        self.pods.run_daemons(name, made["metadata"]["labels"])
         for what in ("plain", "jobset", "without a device") if self.populated else ():
             self.pods.bind(name, what)
         self.speak(name)
@@ -130,6 +216,7 @@ class World:
     def speak(self, name: str) -> None:
         """The agent writes its report."""
         agent = self.agents[name]
+        agent.look()
         agent.sequence += 1
         agent.renewed = self.clock.monotonic()
         status = agent.status()
@@ -165,7 +252,7 @@ class World:
         self.tell(name)
 
     def tell(self, name: str) -> None:
-        if not self.agents[name].silent:
+        if self.agents[name].talks:
             self.speak(name)
 
     def reboot(self, name: str, *, kubelet: bool = True, agent: bool = True) -> None:
@@ -173,12 +260,22 @@ class World:
         self.births += 1
         boot = f"boot-{self.births}"
         self.pods.clear(name, reboot=True)
+        self.agents[name].host.boots(boot)
         if kubelet:
             self.node(name, lambda node: node["status"]["nodeInfo"].update(bootID=boot))
         if agent:
-            self.agents[name].boot = boot
-            self.agents[name].faults.clear()
+            self.agents[name].boots()
             self.tell(name)
+
+    def come_back(self, name: str, boot: str) -> None:
+        """What has not started yet since a boot starts, if that boot is still the last one."""
+        if name not in self.agents or self.agents[name].host.boot != boot:
+            return
+        self.node(name, lambda node: node["status"]["nodeInfo"].update(bootID=boot))
+        self.ready(name, yes=True)
+        if self.agents[name].boot != boot or self.agents[name].down:
+            self.agents[name].boots()
+        self.tell(name)
 
     def node(self, name: str, change: Any) -> None:
         self.api.edit(NODES, name, change)
@@ -187,9 +284,33 @@ class World:
         """Where a device plugin is gone another one starts, and its faults are over if that is what helps."""
         self.pods.let_time_end_pods()
         for name, agent in self.agents.items():
-            if self.pods.start_plugin(name) and name not in self.pods.broken_plugins:
+            labels = self.api.get(NODES, name)["metadata"]["labels"]
+            if self.pods.run_daemons(name, labels) and name not in self.pods.broken_plugins:
                 agent.faults = {key: found for key, found in agent.faults.items() if "Plugin" not in key[0]}
                 self.tell(name)
+
+    def agents_look(self) -> None:
+        """Each agent looks at the receipts of its host, and at what it is asked for."""
+        for name, agent in self.agents.items():
+            if agent.down:
+                continue
+            if agent.talks:
+                agent.listen(self.spec_of(name).device_release, self.clock.monotonic())
+            news = agent.look()
+            if agent.obey(self.clock.wall(), self.clock.monotonic()) or news:
+                self.tell(name)
+
+    def spec_of(self, name: str) -> ReportSpec:
+        """What the controller has told an agent."""
+        report = self.api.objects[REPORTS].get(name, {})
+        found: ReportSpec = msgspec.json.decode(
+            msgspec.json.encode(report.get("spec") or {}), type=ReportSpec
+        )
+        return found
+
+    def is_ready(self, name: str) -> bool:
+        """Whether a node's kubelet starts pods."""
+        return bool(self.api.get(NODES, name)["status"]["conditions"][1]["status"] == "True")
 
     # People.
 
@@ -250,6 +371,7 @@ class World:
         self.api.remove(REMEDIATIONS, session)
         self.garbled.pop(session, None)
         self.monitor.excused += 1
+        self.monitor.repairs.forgotten(session)
 
     def say(self, session: str, key: str, value: Document | None) -> None:
         """Somebody edits a session's spec."""
@@ -326,6 +448,7 @@ class World:
                 self.policy,
                 workers=InlineWorkers(),
                 pods=self.pods,
+                repairs_of=_repairs,
                 on_seen=partial(self.monitor.delivered, sights),
             )
             made.workers.on_action = partial(self.monitor.decided, made, sights)
@@ -365,8 +488,10 @@ class World:
             seconds -= step
             self.clock.advance(step)
             self.start_plugins()
+            self.jobs.work()
+            self.agents_look()
             for agent in self.agents.values():
-                if speaking and not agent.silent and self.clock.monotonic() - agent.renewed >= RENEWAL:
+                if speaking and agent.talks and self.clock.monotonic() - agent.renewed >= RENEWAL:
                     self.speak(agent.name)
             self.run()
 
@@ -376,6 +501,7 @@ class World:
         self.api.late.clear()
         self.lagging.clear()
         self.pods.heal()
+        self.jobs.heal()
         self.policy = policy(Mode.AUTO, pools=("a", "b"), dwell="120s", **RATE)
         for name, status in self.garbled.items():
             if name in self.api.objects[REMEDIATIONS]:
@@ -391,14 +517,35 @@ class World:
             self.ready(name, yes=True)
             self.node(name, lambda node: node["metadata"].pop("deletionTimestamp", None))
             agent.uid = self.api.get(NODES, name)["metadata"]["uid"]
-            agent.silent = agent.failing = False
+            agent.silent = agent.failing = agent.down = False
+            agent.host.heal()
             agent.faults.clear()
             self.reboot(name)
-            self.api.edit(REPORTS, name, lambda report: report.update(spec={}))
+            self.label(name, UPGRADE_KEY, "")
+            self.api.edit(REPORTS, name, lambda report: report.get("spec", {}).pop("maintenance", None))
+
+    def label(self, name: str, key: str, value: str) -> None:
+        """Somebody sets a label of a node, or takes it away."""
+
+        def change(node: Document) -> None:
+            node["metadata"]["labels"].pop(key, None)
+            if value:
+                node["metadata"]["labels"][key] = value
+
+        self.node(name, change)
 
     def ready(self, name: str, *, yes: bool) -> None:
         status = "True" if yes else "Unknown"
         self.node(name, lambda node: node["status"]["conditions"][1].update(status=status))
+
+
+UPGRADE_KEY = "nvidia.com/gpu-driver-upgrade-state"
+
+
+def _repairs(cluster: Cluster, pods: GuardedPods) -> KubernetesRepairs:
+    """The real one, over the API in memory."""
+    session = cluster._session
+    return KubernetesRepairs(session, cluster, pods, may_write=pods.may_write)  # type: ignore[arg-type]
 
 
 RATE: dict[str, Any] = {"per_minute": PER_MINUTE, "burst": BURST}

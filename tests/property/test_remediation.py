@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from health.report import Fault
 from health.vocabulary import Advice, Mode, Phase, Severity
@@ -15,11 +16,13 @@ from remediation.engine import NewPolicy
 from remediation.fleet import HOLD_KEY, OPT_OUT_KEY, SESSION_KEY
 from remediation.objects import OPENING_ANNOTATION
 from remediation.policy import Fence, Match, Policy, Rule, StepName
+from remediation.repair_policy import RepairPolicy, VerificationPolicy
 from remediation.situation import Open
 from runtime.quantities import Duration
+from tests.property.remediation_hosts import FIGURES, REBOOTS, RELEASES, RESETS, TEMPLATE_NAMES
 from tests.property.remediation_monitor import POOLS
-from tests.property.remediation_pods import WORKLOADS
-from tests.property.remediation_world import RATE, World
+from tests.property.remediation_pods import EXPORTER_OPERAND, WORKLOADS
+from tests.property.remediation_world import RATE, UPGRADE_KEY, World
 from tests.unit.builders import FULL, control, fault, fleet, later, node, policy, report, situation
 from tests.unit.fake_cluster import Trouble
 
@@ -33,6 +36,7 @@ FAULTS = (
     ("RemapPending", "ResetDevice", "DeviceReset", "Fatal"),
     ("PluginDead", "RestartPlugin", "Dwell", "Degraded"),
     ("PluginHung", "RestartPlugin", "Dwell", "Degraded"),
+    ("PluginWedged", "RestartService", "Dwell", "Degraded"),
     ("ApplicationFault", "RestartWorkload", "Dwell", "Info"),
     ("UnknownXid", "SomethingNew", "SomethingElse", "Fatal"),
 )
@@ -49,7 +53,9 @@ _BY_KIND = (
     Rule(name="hung", match=Match(kinds=("EngineHung",)), mode=Mode.APPROVE, drain=ONE_BY_ONE),
     Rule(name="pool", match=Match(pools=("a",)), mode=Mode.OBSERVE),
 )
+LOST, BROKEN, HUNG = FAULTS[:3]
 PLUGIN_DEAD = next(found for found in FAULTS if found[0] == "PluginDead")
+PLUGIN_WEDGED = next(found for found in FAULTS if found[0] == "PluginWedged")
 
 _SLOWLY = (
     Rule(
@@ -60,6 +66,22 @@ _SLOWLY = (
     ),
     Rule(name="rest", mode=Mode.AUTO, fence=Fence.DEVICE, drain=ONE_BY_ONE),
 )
+_EVERYTHING = (
+    Rule(
+        name="all",
+        mode=Mode.AUTO,
+        plan=(Advice.RESET_DEVICE, Advice.RUN_DIAGNOSTICS, Advice.REBOOT_NODE),
+        drain=ONE_BY_ONE,
+    ),
+)
+_PATIENTLY = RepairPolicy(
+    max_attempts=2,
+    backoff=Duration.parse("20s"),
+    proof=Duration.parse("2m"),
+    reset_deadline=Duration.parse("3m"),
+    reboot_deadline=Duration.parse("4m"),
+)
+_PROVEN = VerificationPolicy(template="verify", deadline=Duration.parse("2m"))
 _COMMON = {"pools": ("a", "b"), "dwell": "120s", **RATE}
 POLICIES: tuple[Policy, ...] = (
     policy(Mode.AUTO, Rule(name="all", mode=Mode.AUTO, drain=ONE_BY_ONE), max_fenced="50%", **_COMMON),
@@ -71,7 +93,19 @@ POLICIES: tuple[Policy, ...] = (
     policy(Mode.AUTO, *_BY_SEVERITY, max_fenced="100%", **_COMMON),
     policy(Mode.AUTO, *_BY_KIND, max_fenced="67%", **_COMMON),
     policy(Mode.AUTO, *_SLOWLY, max_fenced="100%", max_disrupted="60%", **_COMMON),
+    replace(
+        policy(Mode.AUTO, *_EVERYTHING, max_fenced="100%", max_disrupted="60%", **_COMMON),
+        repair=_PATIENTLY,
+        verification=_PROVEN,
+    ),
+    replace(
+        policy(Mode.AUTO, Rule(name="all", mode=Mode.AUTO, drain=ONE_BY_ONE), max_fenced="100%", **_COMMON),
+        repair=_PATIENTLY,
+    ),
 )
+
+ACTING = (POLICIES[0], *POLICIES[-2:])
+"""Policies under which repairs are carried out without anybody's word."""
 
 CRASHES = (
     Trouble.CRASH_BEFORE,
@@ -91,18 +125,52 @@ class Remediation(RuleBasedStateMachine):
     """Rules are what anybody may do; after each, the leader sees what is not held back, and acts."""
 
     @initialize(
-        which=st.sampled_from(POLICIES),
-        first=st.sampled_from((*FAULTS[:3], PLUGIN_DEAD)),
-        blocked=st.booleans(),
+        which=st.sampled_from((*POLICIES, *ACTING, *ACTING)),
+        first=st.sampled_from((LOST, LOST, HUNG, HUNG, HUNG, BROKEN, PLUGIN_DEAD, PLUGIN_WEDGED)),
+        blocked=st.sampled_from((True, False, False, False)),
+        repairs=st.sampled_from((True, True, True, False)),
+        operator=st.booleans(),
+        host=st.fixed_dictionaries(
+            {
+                "reset": st.sampled_from(("helps", *RESETS)),
+                "reboot": st.sampled_from(("helps", *REBOOTS)),
+                "release": st.sampled_from(("at once", *RELEASES)),
+                "figures": st.sampled_from(FIGURES),
+                "slow": st.booleans(),
+                "twice": st.booleans(),
+            }
+        ),
+        troubles=st.lists(
+            st.tuples(st.integers(min_value=0, max_value=12), st.sampled_from(Trouble)), max_size=2
+        ),
+        steps=st.integers(min_value=0, max_value=14),
     )
-    def begin(self, which: Policy, first: tuple[str, str, str, str], blocked: bool) -> None:
-        self.world = World(populated=True)
+    def begin(
+        self,
+        which: Policy,
+        first: tuple[str, str, str, str],
+        blocked: bool,
+        repairs: bool,
+        operator: bool,
+        host: dict[str, object],
+        troubles: list[tuple[int, Trouble]],
+        steps: int,
+    ) -> None:
+        """A fault of the first node has been dealt with for so many steps, as its host and the API are."""
+        self.world = World(populated=True, repairs=repairs, operator=operator)
         self.world.most_disrupted = 0
         for name in POOLS if blocked else ():
             self.world.pods.meet(name, "budget")
         self.change_policy(which)
         self.world.let_pass(45)
+        for key, value in host.items():
+            setattr(self.world.agents["n1"].host, key, value)
+        self.world.plan.extend(troubles)
         self.raise_fault("n1", first, "GPU-0")
+        self.world.run()
+        for _ in range(steps):
+            self.world.let_pass(15)
+            self.world.monitor.check()
 
     @invariant()
     def hold(self) -> None:
@@ -288,6 +356,56 @@ class Remediation(RuleBasedStateMachine):
     def pods_change(self, name: str, what: str) -> None:
         self.world.pods.meet(name, what)
 
+    @rule(
+        name=names,
+        what=st.one_of(
+            st.tuples(st.just("reset"), st.sampled_from(RESETS)),
+            st.tuples(st.just("reboot"), st.sampled_from(REBOOTS)),
+            st.tuples(st.just("release"), st.sampled_from(RELEASES)),
+            st.tuples(st.just("figures"), st.sampled_from(FIGURES)),
+            st.tuples(st.sampled_from(("image", "twice", "slow")), st.booleans()),
+        ),
+    )
+    def host(self, name: str, what: tuple[str, object]) -> None:
+        """What will come of the next repairs of a host."""
+        if name in self.world.agents:
+            setattr(self.world.agents[name].host, *what)
+
+    @rule(
+        name=names,
+        number=st.integers(min_value=0, max_value=4),
+        what=st.sampled_from(
+            ("upgrade", "upgraded", "publish", "withdraw", "delete a Job", "operand off", "operand on")
+        ),
+    )
+    def around_repairs(self, name: str, number: int, what: str) -> None:
+        world = self.world
+        match what:
+            case "publish":
+                world.jobs.publish()
+            case "withdraw":
+                world.jobs.withdraw(TEMPLATE_NAMES[number])
+            case "delete a Job":
+                world.jobs.delete(number)
+            case _ if name not in world.agents:
+                return
+            case "upgrade" | "upgraded":
+                world.label(name, UPGRADE_KEY, "upgrade-done" if what == "upgraded" else "drain-required")
+            case "operand off" | "operand on":
+                world.label(name, EXPORTER_OPERAND, "false" if what == "operand off" else "true")
+
+    @rule(seconds=st.sampled_from((60.0, 180.0)))
+    def peace(self, seconds: float) -> None:
+        """Nothing goes wrong for a while; what people have switched stays as it is."""
+        world = self.world
+        world.plan.clear()
+        world.lagging.clear()
+        world.controller.workers.at_once = True
+        while world.controller.workers.pending:
+            world.work()
+        world.let_pass(seconds)
+        world.monitor.repairs.at_peace()
+
     @rule(name=names, broken=st.booleans())
     def plugin_breaks(self, name: str, broken: bool) -> None:
         (self.world.pods.broken_plugins.add if broken else self.world.pods.broken_plugins.discard)(name)
@@ -361,6 +479,7 @@ class Remediation(RuleBasedStateMachine):
         world.let_pass(90 + world.policy.healthy_dwell + 60 + 90)
         world.rest()
         world.monitor.check()
+        world.monitor.repairs.at_peace()
         quiet = len([call for call in world.api.calls if call.mutates])
         world.let_pass(60)
         assert quiet == len([call for call in world.api.calls if call.mutates]), "never comes to rest"
@@ -387,7 +506,7 @@ def machine(examples: int, steps: int) -> settings:
 class TestRemediation(Remediation.TestCase):
     """Short runs, many of them."""
 
-    settings = machine(80, 50)
+    settings = machine(40, 50)
 
 
 @pytest.mark.deep
@@ -414,7 +533,7 @@ def projection(world: World, name: str) -> object:
     )
 
 
-WITHOUT_DEVICES = [(False, "Running"), (False, "Running")]
+WITHOUT_DEVICES = [(False, "Running"), (False, "Running"), (False, "Running")]
 
 
 def journey(*, spared: int, trouble: Trouble | None) -> tuple[object, object, int]:
@@ -468,7 +587,7 @@ def restart(*, spared: int, trouble: Trouble | None) -> tuple[object, int, int]:
 @pytest.mark.parametrize("trouble", CRASHES)
 def test_trouble_at_any_write_restarts_a_plugin_once_all_the_same(trouble: Trouble) -> None:
     end, restarts, writes = restart(spared=0, trouble=None)
-    pods = [(False, "Running"), (False, "Running"), (True, "Running"), (True, "Running")]
+    pods = [*WITHOUT_DEVICES, (True, "Running"), (True, "Running")]
     assert end == (False, set(), [(Phase.RELEASED, "Healthy", True)], pods)
     assert (restarts, writes >= 12) == (1, True)
     for spared in range(writes):

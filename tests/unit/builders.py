@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from health.report import (
     AcceleratorReport,
     Device,
@@ -259,14 +261,7 @@ def with_sequence(item: AcceleratorReport, sequence: int) -> AcceleratorReport:
             item.metadata.name, item.metadata.uid, str(int(item.metadata.resource_version) + 1)
         ),
         spec=item.spec,
-        status=ReportStatus(
-            node_uid=item.status.node_uid,
-            boot_id=item.status.boot_id,
-            sequence=sequence,
-            devices=item.status.devices,
-            faults=item.status.faults,
-            sources=item.status.sources,
-        ),
+        status=msgspec.structs.replace(item.status, sequence=sequence),
     )
 
 

@@ -2,8 +2,9 @@
 
 Faithful where the controller's safety rests on it: one resourceVersion counter, optimistic locking, UID
 preconditions, merge patches with nulls, patches that change nothing, status as a subresource that a create
-drops, schemas and defaults of the real definitions, RBAC, and the admission rules for Nodes. Every request can
-be made to fail before it is carried out, after it, or to be carried out later than its sender believes.
+drops, schemas and defaults of the real definitions, RBAC, and the admission rules for Nodes and for what repairs
+change. Every request can be made to fail before it is carried out, after it, or to be carried out later than its
+sender believes.
 """
 
 import dataclasses
@@ -19,7 +20,17 @@ import msgspec
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS, Cluster
 from remediation.fleet import HOLD_KEY, OPT_OUT_KEY, SESSION_KEY
 from remediation.objects import NODE_LABEL
-from runtime.api_errors import ApiError, Conflict, ConnectionFailed, Forbidden, Invalid, NotFound, Unavailable
+from remediation.steps.release import PAUSED
+from runtime.api_errors import (
+    ApiError,
+    Cause,
+    Conflict,
+    ConnectionFailed,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unavailable,
+)
 from runtime.clock import Clock
 from runtime.kubernetes import Session
 from runtime.transport import DEFAULT_TIMEOUT, JSON, Query, Response, Timeout
@@ -28,6 +39,12 @@ from tests.unit.fake_schema import SchemaError, admitted
 Document = dict[str, Any]
 
 COLLECTIONS = (REPORTS, NODES, REMEDIATIONS, CONTROLS)
+"""What controllers watch."""
+
+JOBS = "/apis/batch/v1/namespaces/sickbay-repair/jobs"
+TEMPLATES = "/api/v1/namespaces/sickbay-repair/podtemplates"
+JOB_PODS = "/api/v1/namespaces/sickbay-repair/pods"
+_SERVED = (*COLLECTIONS, JOBS, TEMPLATES, JOB_PODS)
 
 _ALLOWED = {
     ("GET", REPORTS, ""),
@@ -39,8 +56,13 @@ _ALLOWED = {
     ("PATCH", REMEDIATIONS, "status"),
     ("GET", CONTROLS, ""),
     ("PATCH", CONTROLS, "status"),
+    ("PATCH", REPORTS, ""),
+    ("GET", TEMPLATES, ""),
+    ("GET", JOBS, ""),
+    ("POST", JOBS, ""),
+    ("GET", JOB_PODS, ""),
 }
-"""What `deploy/manifests/rbac.yaml` lets the controller do."""
+"""What `deploy/manifests/rbac.yaml` and `deploy/repair/rbac.yaml` let the controller do."""
 
 
 class Trouble(enum.Enum):
@@ -153,7 +175,7 @@ class FakeApi:
 
     def request(self, method: str, path: str, query: Query, body: bytes, user_agent: str) -> bytes:
         """Carry out a request, or what `trouble` makes of it. Raises ApiError, Crash."""
-        collection = next(item for item in COLLECTIONS if path == item or path.startswith(f"{item}/"))
+        collection = next(item for item in _SERVED if path == item or path.startswith(f"{item}/"))
         name, _, subresource = path[len(collection) + 1 :].partition("/")
         self._number += 1
         call = Call(self._number, method, collection, name, subresource, user_agent, body)
@@ -222,6 +244,9 @@ class FakeApi:
         name = document["metadata"]["name"]
         if name in self.objects[collection]:
             raise Conflict(f"{name} already exists", status=409, reason="AlreadyExists")
+        if collection == JOBS:
+            made = {**document, "metadata": {**document["metadata"], **self._birth()}}
+            return self._store(collection, name, made, "ADDED")
         spec = document["spec"]
         if document["metadata"].get("labels", {}).get(NODE_LABEL) != spec["nodeUID"]:
             raise Forbidden("label sickbay.dev/node-uid must equal spec.nodeUID", status=403)
@@ -233,7 +258,7 @@ class FakeApi:
 
     def _patched(self, call: Call, before: Document, manager: str) -> Document:
         patch = msgspec.json.decode(call.body)
-        _check(patch.get("metadata", {}), before)
+        _check_patch(patch.get("metadata", {}), before, status=bool(call.subresource))
         metadata = {key: value for key, value in patch.get("metadata", {}).items() if key in _OPEN_METADATA}
         if call.subresource == "status":
             merged = merge(before, {"status": patch.get("status", {})})
@@ -242,6 +267,8 @@ class FakeApi:
         if call.collection == NODES:
             _check_node(before, merged)
             merged = _managed(before, merged, manager)
+        if call.collection == REPORTS:
+            _check_report(before, merged)
         return self._stored(call.collection, call.name, _admitted(call.collection, merged))
 
     def _list(self, collection: str, query: Query) -> bytes:
@@ -347,13 +374,31 @@ def _check(preconditions: Mapping[str, Any], before: Document) -> None:
             raise Conflict(message, status=409, reason="Conflict")
 
 
+def _check_patch(preconditions: Mapping[str, Any], before: Document, *, status: bool) -> None:
+    """A UID that differs is no conflict to a patch but a change of what cannot change; in a status it is ignored."""
+    _check({key: value for key, value in preconditions.items() if key == "resourceVersion"}, before)
+    if not status and preconditions.get("uid", before["metadata"]["uid"]) != before["metadata"]["uid"]:
+        cause = Cause(reason="FieldValueInvalid", message="field is immutable", field="metadata.uid")
+        raise Invalid("field is immutable", status=422, reason="Invalid", causes=(cause,))
+
+
 def _check_node(before: Document, after: Document) -> None:
     """The rules of `sickbay-controller-nodes` in deploy/manifests/admission.yaml."""
     was, now = before["metadata"].get("annotations", {}), after["metadata"].get("annotations", {})
     changed = {key for key in {*was, *now} if was.get(key) != now.get(key)}
     was_cordoned, cordoned = (bool(item["spec"].get("unschedulable")) for item in (before, after))
     was_owned, owned = SESSION_KEY in was, SESSION_KEY in now
+    labels = changed_labels(before, after)
     rules = {
+        "the controller may change labels of the GPU operator only": all(
+            key.startswith(OPERANDS) for key in labels
+        ),
+        "from true to paused-for-sickbay and back only": all(
+            change in (("true", PAUSED), (PAUSED, "true")) for change in labels.values()
+        ),
+        "an operand is paused only on a node with the record": was_owned
+        or owned
+        or all(change[1] == "true" for change in labels.values()),
         "the controller may change its own annotations only": all(
             key.startswith("sickbay.dev/") for key in changed
         ),
@@ -365,3 +410,19 @@ def _check_node(before: Document, after: Document) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise Forbidden(rule, status=403, reason="Forbidden")
+
+
+OPERANDS = "nvidia.com/gpu.deploy."
+
+
+def changed_labels(before: Document, after: Document) -> dict[str, tuple[str, str]]:
+    """The labels that differ, with their values before and after; empty where there is none."""
+    was, now = (item["metadata"].get("labels", {}) for item in (before, after))
+    pairs = {key: (was.get(key, ""), now.get(key, "")) for key in sorted({*was, *now})}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _check_report(before: Document, after: Document) -> None:
+    """The rules of `sickbay-controller-reports` in deploy/repair/admission.yaml."""
+    if before["metadata"] != after["metadata"]:
+        raise Forbidden("the controller may not change metadata", status=403, reason="Forbidden")

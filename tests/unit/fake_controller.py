@@ -13,10 +13,10 @@ from msgspec.structs import replace
 
 from health.report import AcceleratorReport
 from remediation.cluster import CONTROLS, NODES, REMEDIATIONS, REPORTS, Cluster, FencedError
-from remediation.drain import Eviction, Notice
+from remediation.drain import Eviction, Notice, OwnerNotice
 from remediation.drain_state import EvictedPod
 from remediation.engine import Engine, Led, Resource, Seen
-from remediation.executor import Basis, Executor
+from remediation.executor import Basis, Executor, RepairApi
 from remediation.fleet import Node
 from remediation.objects import AcceleratorControl, AcceleratorRemediation, StartTokens
 from remediation.pod import Pod
@@ -27,6 +27,7 @@ from remediation.steps.plugin import DaemonSetView
 from runtime.api_errors import ApiError
 from runtime.clock import ManualClock
 from tests.fake_pods import FakePods
+from tests.fake_repairs import FakeRepairs
 from tests.unit.fake_cluster import COLLECTIONS, FakeApi, FakeSession
 
 Read = TypeVar("Read")
@@ -69,6 +70,10 @@ class GuardedPods:
     def tell(self, notice: Notice) -> None:
         self._guard()
         self.pods.tell(notice)
+
+    def tell_owner(self, notice: OwnerNotice) -> None:
+        self._guard()
+        self.pods.tell_owner(notice)
 
     def delete_pod(self, namespace: str, name: str, uid: str) -> None:
         self._guard()
@@ -180,6 +185,7 @@ class FakeController:
     leads: bool = False
     on_seen: Callable[[Seen], None] = lambda seen: None
     pods: FakePods | None = None
+    repairs_of: Callable[[Cluster, GuardedPods], RepairApi] = FakeRepairs
     session: FakeSession = field(init=False)
     cluster: Cluster = field(init=False)
     engine: Engine = field(init=False)
@@ -187,13 +193,15 @@ class FakeController:
 
     def __post_init__(self) -> None:
         self.session, self.cluster = self.api.cluster(may_write=self._may_write)
+        pods = GuardedPods(self.pods or FakePods(self.clock), self._may_write)
         self.engine = Engine(
             clock=self.clock,
             policy=self.policy,
             executor=Executor(
                 self.cluster,
-                GuardedPods(self.pods or FakePods(self.clock), self._may_write),
+                pods,
                 self.clock,
+                repairs=self.repairs_of(self.cluster, pods),
                 epoch=lambda: self.engine.epoch,
                 aside=read_at_once,
             ),

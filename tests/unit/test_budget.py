@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from health.vocabulary import Mode, Phase
 from remediation import budget
@@ -232,3 +233,11 @@ def test_no_more_starts_pass_in_any_stretch_than_burst_and_rate_allow(
     for first, begun in enumerate(starts):
         for last, ended in enumerate(starts[first:], start=first):
             assert last - first + 1 <= burst + (ended - begun) * per_minute / 60 + 1e-6
+
+
+def test_a_node_whose_cordon_is_of_a_session_that_was_made_again_counts_until_it_is_given_back() -> None:
+    again = session(name="again", node_name="n1", phase=Phase.VERIFYING, fenced=False)
+    again = replace(again, status=replace(again.current, incidents=()))
+    own = node("n1", cordoned=True, owner="again")
+    assert disrupted(fleet(own, report("n1"), again), policy(), CLUSTER).used == 1
+    assert disrupted(fleet(node("n1"), report("n1"), again), policy(), CLUSTER).used == 0

@@ -8,6 +8,7 @@ from enum import Enum, StrEnum
 import msgspec
 import pytest
 
+from health.receipt import RECEIPT_DEVICES_LIMIT, RECEIPT_MESSAGE_LIMIT, RECEIPTS_LIMIT
 from health.report import AcceleratorReport
 from health.vocabulary import API_GROUP, API_VERSION, Advice, ClearsOn, FaultKind
 from remediation.objects import JOURNAL_LIMIT, AcceleratorControl, AcceleratorRemediation
@@ -193,6 +194,7 @@ def test_open_words_of_a_fault_stay_open_and_hold_all_of_ours(kind, faults, fiel
         ("AcceleratorReport", "devices", 128),
         ("AcceleratorReport", "faults", 256),
         ("AcceleratorReport", "sources", 32),
+        ("AcceleratorReport", "receipts", RECEIPTS_LIMIT),
         ("AcceleratorRemediation", "journal", JOURNAL_LIMIT),
     ],
 )
@@ -203,6 +205,12 @@ def test_lists_are_as_long_as_the_design_says(kind, path, limit):
 def test_an_excerpt_has_at_most_512_characters():
     fault = schema_of("AcceleratorReport")["properties"]["status"]["properties"]["faults"]["items"]
     assert fault["properties"]["evidence"]["properties"]["excerpt"]["maxLength"] == 512
+
+
+def test_a_receipt_may_hold_what_is_written_into_one():
+    receipt = schema_of("AcceleratorReport")["properties"]["status"]["properties"]["receipts"]["items"]
+    assert receipt["properties"]["message"]["maxLength"] == RECEIPT_MESSAGE_LIMIT
+    assert receipt["properties"]["devices"]["maxItems"] == RECEIPT_DEVICES_LIMIT
 
 
 @pytest.mark.parametrize("kind", STRUCTS)

@@ -433,9 +433,11 @@ def test_a_fault_that_cleared_before_the_fence_is_dwelled_out_and_the_session_re
 
 def test_a_plan_that_needs_a_step_which_does_not_exist_is_held_and_says_which() -> None:
     drained = session(phase=Phase.REPAIRING, reason="Drained", step="Drain")
+    rung = replace(drained.current.plan[0], steps=("Cordon", "Drain", "ReplaceFan", "Reboot"))
+    drained = replace(drained, status=replace(drained.current, plan=(rung,)))
     held = written(about(node(cordoned=True, owner=NAME), report("n1", fault()), drained))
     assert (held.phase, held.reason) == (Phase.HELD, "NoRepairStep")
-    assert "Reboot" in held.message
+    assert "ReplaceFan" in held.message
 
 
 def test_a_plan_without_rungs_is_held_too() -> None:

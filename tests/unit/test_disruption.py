@@ -13,6 +13,7 @@ from remediation.objects import JournalEvent
 from remediation.policy import Policy, Rule
 from runtime.api_errors import Forbidden, Unavailable
 from tests.fake_pods import FakePods
+from tests.property.remediation_pods import PLUGIN
 from tests.property.remediation_world import World
 from tests.unit.builders import policy
 from tests.unit.fake_cluster import Call, Trouble
@@ -23,7 +24,8 @@ DEAD = ("PluginDead", "", "RestartPlugin", "Dwell", "Degraded")
 
 
 class Ward(World):
-    """The small cluster with a controller that leads, and pods that a test binds."""
+    """The small cluster with a controller that leads, and pods that a test binds; no administrator has made a template
+    of a repair."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__()
@@ -83,8 +85,14 @@ def test_a_drain_evicts_waits_looks_once_more_and_says_what_comes_next(ward: War
     status = ward.status("n1")
     assert (status.phase, status.reason) == (Phase.HELD, "NoRepairStep")
     told = [(line.step, line.event, line.result) for line in status.journal]
-    assert told[2:] == [("Drain", JournalEvent.INTENT, ""), ("Drain", JournalEvent.OUTCOME, "Done")]
-    assert [pod.asks_for(("nvidia.com/gpu",)) for pod in ward.pods.on("n1")] == [False, False]
+    assert told[2:] == [
+        ("Drain", JournalEvent.INTENT, ""),
+        ("Drain", JournalEvent.OUTCOME, "Done"),
+        ("Reboot", JournalEvent.INTENT, ""),
+        ("Reboot", JournalEvent.OUTCOME, "Blocked"),
+    ]
+    assert not any(pod.asks_for(("nvidia.com/gpu",)) for pod in ward.pods.on("n1"))
+    assert [pod for pod in ward.pods.on("n1") if not pod.of_daemon_set], "the others stay"
 
 
 def test_a_drain_that_waits_for_a_pod_writes_only_news(ward: Ward) -> None:
@@ -241,7 +249,7 @@ def test_two_nodes_that_each_have_a_gang_the_other_waits_for_do_not_wait_for_eve
 
 def test_a_plugin_is_restarted_behind_a_cordon_and_what_failed_meanwhile_is_removed(ward: Ward) -> None:
     ward.pods.bind("n1", "plain")
-    (plugin,) = [pod for pod in ward.pods.on("n1") if pod.of_daemon_set]
+    (plugin,) = [pod for pod in ward.pods.on("n1") if pod.metadata.labels == PLUGIN]
     ward.sick("n1", DEAD)
     ward.tick(40)
     status = ward.status("n1")

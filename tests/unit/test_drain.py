@@ -18,7 +18,16 @@ from remediation.drain_state import DrainState, Reply
 from remediation.pod import Pod
 from remediation.pod_api import KubernetesPods
 from remediation.steps.drain import Drained, drain
-from runtime.api_errors import ApiError, ConnectionFailed, Forbidden, NotFound, TooManyRequests, Unavailable
+from runtime.api_errors import (
+    ApiError,
+    Cause,
+    ConnectionFailed,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TooManyRequests,
+    Unavailable,
+)
 from runtime.clock import ManualClock
 from runtime.config import decode_yaml_document
 from runtime.config_error import ConfigError
@@ -443,6 +452,14 @@ def test_a_pod_that_cannot_be_told_is_given_its_time_all_the_same() -> None:
     assert run.run().verdict is Verdict.COMPLETED
     assert len(run.api.notices) == 1
     assert run.api.evictions[0][0] == NOW + timedelta(seconds=60)
+
+
+def test_a_pod_that_was_replaced_before_it_was_told_is_gone() -> None:
+    pod = make_pod("a")
+    run = Drain(pod, policy=DrainPolicy(pre_drain=PreDrain(wait=MINUTE)))
+    immutable = Cause(reason="FieldValueInvalid", message="field is immutable", field="metadata.uid")
+    run.api.notice_refusals[pod.uid] = [Invalid("invalid", status=422, causes=(immutable,))]
+    assert "1 gone by now (team/a)" in run.look().message
 
 
 def test_a_notice_that_got_no_answer_is_sent_again() -> None:

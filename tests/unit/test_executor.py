@@ -17,6 +17,7 @@ from remediation.situation import Action, Open, Run, Write
 from remediation.steps.outcome import Result
 from runtime.clock import ManualClock
 from tests.fake_pods import FakePods
+from tests.fake_repairs import FakeRepairs
 from tests.unit.builders import NOON, fault, later, policy, report, see_advance, situation
 from tests.unit.fake_cluster import Call, Crash, Document, FakeApi, Trouble
 from tests.unit.fake_controller import read_at_once
@@ -33,8 +34,14 @@ class World:
         self.epoch = EPOCH
         self.session, self.cluster = self.api.cluster(epoch=EPOCH)
         self.pods = FakePods(self.clock)
+        self.repairs = FakeRepairs(self.cluster, self.pods)
         self.executor = Executor(
-            self.cluster, self.pods, self.clock, epoch=lambda: self.epoch, aside=read_at_once
+            self.cluster,
+            self.pods,
+            self.clock,
+            repairs=self.repairs,
+            epoch=lambda: self.epoch,
+            aside=read_at_once,
         )
         node = self.api.create(
             NODES,
@@ -360,9 +367,15 @@ def test_a_term_that_ends_between_intent_and_deed_stops_the_deed(world: World) -
 
 def test_a_controller_that_may_not_write_sends_nothing(world: World) -> None:
     _, fenced = world.api.cluster(epoch=EPOCH, may_write=lambda: False)
-    done = Executor(fenced, world.pods, world.clock, epoch=lambda: EPOCH, aside=read_at_once).carry_out(
-        world.action(), world.basis()
+    executor = Executor(
+        fenced,
+        world.pods,
+        world.clock,
+        repairs=world.repairs,
+        epoch=lambda: EPOCH,
+        aside=read_at_once,
     )
+    done = executor.carry_out(world.action(), world.basis())
     assert "lease is not proven" in done.error and not done.started
     assert world.mutations() == []
 

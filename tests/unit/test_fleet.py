@@ -1,7 +1,9 @@
 """The cache: which version counts, what is fresh, who has a node in hand."""
 
+import msgspec.structs
 import pytest
 
+from health.receipt import Receipt
 from health.report import AcceleratorReport, Source
 from health.vocabulary import Mode, Phase, SourceState
 from remediation.fleet import FRESH_FOR, Fleet, meaning
@@ -12,6 +14,11 @@ from tests.unit.builders import GPU, control, fault, later, node, report, sessio
 def seen(made: Fleet, at: float, **about: object) -> bool:
     faults = about.pop("faults", ())
     return made.put_report(report("n1", *faults, **about), at)
+
+
+def with_receipts(*receipts: Receipt) -> AcceleratorReport:
+    plain = report("n1")
+    return msgspec.structs.replace(plain, status=msgspec.structs.replace(plain.status, receipts=receipts))
 
 
 def fresh(made: Fleet, at: float) -> bool:
@@ -115,6 +122,7 @@ def test_a_renewal_alone_is_no_news_but_the_one_that_makes_it_fresh_is() -> None
         report("n1", uid="new"),
         report("n1", maintenance=True),
         report("n1", sources=(Source("nvml", SourceState.FAILED),)),
+        with_receipts(Receipt("session", "Reset", 1, "boot-1", "Done", later(0))),
     ],
 )
 def test_what_decides_something_is_news(other: AcceleratorReport) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from exporter.events import CaughtUp, Met, SourceSaid, Written
-from exporter.fold import KUBELET_SOURCES, SETTLING_SECONDS, Fold
+from exporter.fold import OTHER_SOURCES, SETTLING_SECONDS, Fold
 from exporter.orders import orders
 from exporter.reporting import report_status
 from exporter.state import KERNEL_LOG, NVML
@@ -30,7 +30,7 @@ class Folding:
             now=later(at),
             monotonic=1000 + at,
         )
-        for source in KUBELET_SOURCES:
+        for source in OTHER_SOURCES:
             said = SourceSaid(source, SourceState.UNSUPPORTED, "no kubelet")
             self.fold.take(said, now=later(at), monotonic=1000 + at)
 

@@ -123,7 +123,8 @@ def test_a_drain_is_told_whether_a_reboot_follows_and_how_the_rule_wants_it() ->
     rule = Rule(name="all", mode=Mode.AUTO, drain=DrainPolicy(pods=PodSelection.ALL))
     for what, reboots in ((REBOOT, True), (RESET, False)):
         order = run_of(about(ward(fenced(what), what), under=policy(Mode.AUTO, rule))).order
-        assert order == DrainOrder(DrainPolicy(pods=PodSelection.ALL), next_is_reboot=reboots)
+        told = f"{what.kind} (xid:79) of {GPU}; session {session(what).metadata.name}"
+        assert order == DrainOrder(DrainPolicy(pods=PodSelection.ALL), next_is_reboot=reboots, about=told)
 
 
 @pytest.mark.parametrize(
@@ -415,13 +416,19 @@ def test_a_drain_that_is_under_way_goes_on_as_that_of_the_higher_rung() -> None:
     assert isinstance(action.order, DrainOrder) and action.order.next_is_reboot
 
 
-@pytest.mark.parametrize(
-    ("what", "reason"), [(REBOOT, "NoRepairStep"), (RESET, "NoRepairStep"), (REPLACE, "ReplaceHardware")]
-)
-def test_what_follows_a_drain_that_this_version_cannot_do_is_a_persons(what: Any, reason: str) -> None:
-    drained = with_status(under_way(what), phase=Phase.REPAIRING, reason="Drained")
-    held = status_of(about(ward(drained, what)))
-    assert (held.phase, held.reason) == (Phase.HELD, reason)
+def test_new_hardware_is_a_persons_affair_when_the_node_is_drained() -> None:
+    drained = with_status(under_way(REPLACE), phase=Phase.REPAIRING, reason="Drained")
+    held = status_of(about(ward(drained, REPLACE)))
+    assert (held.phase, held.reason) == (Phase.HELD, "ReplaceHardware")
+
+
+@pytest.mark.parametrize("step", ["LiftTaint", "Weld"])
+def test_what_follows_a_drain_that_this_version_cannot_do_is_a_persons(step: str) -> None:
+    drained = with_status(under_way(), phase=Phase.REPAIRING, reason="Drained")
+    rung = replace(drained.current.plan[0], steps=("Cordon", "Drain", step, "Reboot", "Verify"))
+    held = status_of(about(ward(with_status(drained, plan=(rung,)), REBOOT)))
+    assert (held.phase, held.reason) == (Phase.HELD, "NoRepairStep")
+    assert step in held.message
 
 
 def test_a_plan_without_steps_is_held() -> None:

@@ -26,6 +26,8 @@ from remediation.policy import (
     load_policy,
     plan_for,
 )
+from remediation.repair_policy import VerificationPolicy
+from remediation.steps.release import OPERAND_PREFIX
 from runtime.config_error import ConfigError
 from runtime.quantities import Duration
 from tests.unit.builders import fault, policy
@@ -109,7 +111,11 @@ def test_the_least_that_can_be_written_observes_everything_within_the_default_bu
         ),
         ("rules: [{name: r, match: {advice: [Reboot]}}]", ["rules[0].match.advice", "RebootNode"]),
         ("rules: [{name: r, match: {pools: [h10]}}]", ["rules[0].match.pools", '"h10"', "default"]),
-        ("rules: [{name: r, plan: [RunDiagnostics]}]", ["rules[0].plan", "RunDiagnostics", "RebootNode"]),
+        ("rules: [{name: r, plan: [RestartWorkload]}]", ["rules[0].plan", "RestartWorkload", "RebootNode"]),
+        (
+            "rules: [{name: r, plan: [ResetDevice, RebootNode, ResetDevice]}]",
+            ["rules[0].plan", "ResetDevice once at most"],
+        ),
         ("rules: [{name: r, math: {}}]", ["math", "match"]),
         ("pools: [{name: a}, {name: a}]", ["pools[1].name", "no other pool"]),
         ("pools: [{name: default}]", ["pools[0].name", "no other pool"]),
@@ -351,3 +357,131 @@ def test_the_plugins_that_everybody_runs_are_known_by_their_labels(
     namespace: str, labels: dict[str, str], known: bool
 ) -> None:
     assert DevicePluginPolicy().selects(namespace, labels) is known
+
+
+# Repairs and verifications.
+
+WITH_REPAIRS = (
+    HEAD
+    + """
+repair:
+  namespace: repairs
+  operands: [nvidia.com/gpu.deploy.dcgm]
+  releaseDeadline: 2m
+  resetDeadline: 3m
+  rebootDeadline: 45m
+  serviceDeadline: 4m
+  diagnosticsDeadline: 2h
+  diagnostics: dcgmi-diag
+  proof: 6m
+  maxAttempts: 3
+  backoff: 1m
+  repeats: {limit: 4, within: 12h}
+verification:
+  template: nccl
+  deadline: 20m
+  unverified: true
+  baselines:
+    - model: H100
+      minimum: {busbw: 400, gpus: 8}
+      maximum: {errors: 0}
+    - model: ""
+      minimum: {busbw: 1.5}
+"""
+)
+
+
+def test_repairs_and_a_verification_are_read_as_they_are_written(tmp_path: Path) -> None:
+    read = load_policy(written(tmp_path, WITH_REPAIRS))
+    repair, verification = read.repair, read.verification
+    assert (repair.namespace, repair.operands, repair.diagnostics) == (
+        "repairs",
+        ("nvidia.com/gpu.deploy.dcgm",),
+        "dcgmi-diag",
+    )
+    seconds = (
+        repair.release_deadline,
+        repair.reset_deadline,
+        repair.reboot_deadline,
+        repair.service_deadline,
+        repair.diagnostics_deadline,
+        repair.proof,
+    )
+    assert seconds == (120, 180, 2700, 240, 7200, 360)
+    assert (repair.max_attempts, repair.repeats.limit, repair.repeats.within) == (3, 4, 12 * 3600)
+    assert [repair.pause_after(tried).total_seconds() for tried in (0, 1, 2, 3)] == [60, 60, 120, 240]
+    assert (verification.template, verification.deadline, verification.unverified) == ("nccl", 1200, True)
+
+
+def test_the_first_baseline_whose_model_is_in_the_devices_model_name_counts(tmp_path: Path) -> None:
+    verification = load_policy(written(tmp_path, WITH_REPAIRS)).verification
+    found = verification.baseline_for("NVIDIA h100 80GB HBM3")
+    assert found is not None
+    assert (found.minimum, found.maximum) == ({"busbw": 400, "gpus": 8}, {"errors": 0})
+    other = verification.baseline_for("NVIDIA L40S")
+    assert other is not None and other.minimum == {"busbw": 1.5}
+    assert VerificationPolicy().baseline_for("NVIDIA H100") is None
+
+
+def test_without_a_word_about_it_nothing_is_verified_and_each_rung_is_tried_once() -> None:
+    plain = Policy()
+    assert (plain.verification.template, plain.verification.unverified) == ("", False)
+    assert (plain.repair.max_attempts, plain.repair.repeats.limit, plain.repair.repeats.within) == (
+        1,
+        2,
+        86400,
+    )
+    assert all(key.startswith(OPERAND_PREFIX) for key in plain.repair.operands)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("repair: {resetDeadlin: 5m}", ["repair.resetDeadlin", "resetDeadline"]),
+        ("repair: {resetDeadline: 300}", ["repair.resetDeadline", "300", "unit"]),
+        ("repair: {resetDeadline: soon}", ["repair.resetDeadline", '"soon"']),
+        ("repair: {maxAttempts: 0}", ["repair.maxAttempts", "0", "1"]),
+        ("repair: {maxAttempts: 11}", ["repair.maxAttempts", "11", "10"]),
+        ("repair: {maxAttempts: '2'}", ["repair.maxAttempts", '"2"']),
+        ("repair: {repeats: {limit: 0}}", ["repair.repeats.limit", "0"]),
+        ("repair: {repeats: {limits: 2}}", ["repair.repeats.limits", "limit"]),
+        ("repair: {repeats: {within: 1}}", ["repair.repeats.within", "1", "unit"]),
+        ("repair: {diagnostics: Dcgmi_Diag}", ["repair.diagnostics", '"Dcgmi_Diag"']),
+        ("repair: {diagnostics: ''}", ["repair.diagnostics"]),
+        ("repair: {operands: nvidia.com/gpu.deploy.dcgm}", ["repair.operands"]),
+        ("repair: {operands: [gpu.deploy.dcgm]}", ["repair.operands[0]", '"gpu.deploy.dcgm"']),
+        (
+            f"repair: {{operands: [{', '.join(f'nvidia.com/gpu.deploy.x{n}' for n in range(33))}]}}",
+            ["repair.operands", "32"],
+        ),
+        ("repair: [reset]", ["repair"]),
+        ("verification: {templat: nccl}", ["verification.templat", "template"]),
+        ("verification: {template: -nccl}", ["verification.template", '"-nccl"']),
+        (f"verification: {{template: {'n' * 41}}}", ["verification.template"]),
+        ("verification: {deadline: 20}", ["verification.deadline", "20", "unit"]),
+        ("verification: {unverified: 'yes'}", ["verification.unverified", '"yes"']),
+        ("verification: {baselines: [{minimum: {a: 1}}]}", ["verification.baselines[0]", "model"]),
+        (
+            "verification: {baselines: [{model: H100, minimun: {a: 1}}]}",
+            ["verification.baselines[0].minimun", "minimum"],
+        ),
+        ("verification: {baselines: [{model: H100, minimum: {busbw: fast}}]}", ["minimum", "fast"]),
+        (
+            "verification: {baselines: [{model: H100, minimum: {busbw: .nan}}]}",
+            ["verification.baselines[0]", "busbw"],
+        ),
+        (
+            "verification: {baselines: [{model: H100, maximum: {busbw: .inf}}]}",
+            ["verification.baselines[0]", "busbw"],
+        ),
+        ("verfication: {template: nccl}", ["verfication", "verification"]),
+    ],
+)
+def test_what_is_wrong_about_repairs_is_named_with_key_value_and_the_nearest_right_name(
+    tmp_path: Path, text: str, told: list[str]
+) -> None:
+    path = written(tmp_path, HEAD + text)
+    with pytest.raises(ConfigError) as caught:
+        load_policy(path)
+    for part in [str(path), *told]:
+        assert part in str(caught.value)
