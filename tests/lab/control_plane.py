@@ -19,7 +19,14 @@ AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata"}],
+    "rules": [
+        # What a kubelet asks: who may see its pages is told by the body alone.
+        {
+            "level": "RequestResponse",
+            "resources": [{"group": "authorization.k8s.io", "resources": ["subjectaccessreviews"]}],
+        },
+        {"level": "Metadata"},
+    ],
 }
 
 

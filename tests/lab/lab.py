@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.lab import binaries, images, reaper
+from tests.lab import binaries, images, rbac_usage, reaper
 from tests.lab.api import Api, Object
 from tests.lab.control_plane import ControlPlane, Ports, kubectl
 from tests.lab.node import Node
@@ -108,7 +108,10 @@ class Lab:
             if hasattr(self, "processes"):
                 self.processes.kill_all()
             self.nodes.clear()
-            claim.release()
+            try:
+                rbac_usage.collect(claim.folder)
+            finally:
+                claim.release()
 
     @property
     def lab_id(self) -> str:
@@ -127,7 +130,7 @@ class Lab:
 
     @property
     def audit_log(self) -> Path:
-        """The API server's audit log: one JSON event a line, level Metadata, with `userAgent`."""
+        """The API server's audit log: one JSON event a line, with `userAgent`; bodies of SubjectAccessReviews alone."""
         return self.control_plane.audit_log
 
     def audit_events(self) -> list[Object]:

@@ -50,6 +50,7 @@ class Agent:
     port: int
     machine: Path
     kernel_log: Path
+    receipts: Path
 
 
 class Rig:
@@ -93,6 +94,7 @@ class Rig:
         if kernel_log is None:
             log.touch()
         port = self._port(f"agent-{name}")
+        receipts = self.folder / f"{name}.receipts"
         worker = f"{sys.executable} -m simulation.worker --machine {machine}"
         arguments = (
             ("--node", name),
@@ -106,11 +108,12 @@ class Rig:
             ("--device-plugin-folder", node.kubelet_dir / "device-plugins"),
             ("--pods-socket", node.kubelet_dir / "pods-api" / "pods-api.sock"),
             ("--kubelet-address", f"127.0.0.1:{node.port}"),
+            ("--receipts", receipts),
             *((BRISK_RENEWAL,) if self._brisk else ()),
         )
         words = [str(word) for pair in arguments for word in pair]
         child = self._start(f"agent-{name}", ["agent", *words, *flags])
-        self.agents[name] = Agent(child, name, port, machine, log)
+        self.agents[name] = Agent(child, name, port, machine, log, receipts)
         return self.agents[name]
 
     def state_file(self, node: str) -> Path:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import urllib.request
 from pathlib import Path
+from typing import Any
 
+from health.receipt import RECEIPT_FOLDER
 from runtime.kubelet_rpc import DEVICE_PLUGIN_FOLDER
 from tests.lab import images, manifests, plugin_pods
 from tests.lab.api import ApiError, Object
@@ -30,12 +32,18 @@ _SHORT_LEASE = ("--lease-duration", "4s", "--renew-deadline", "3s", "--retry-per
 class SickbayPods:
     """Deploys everything on a lab whose manifests are applied, and looks at it from outside."""
 
-    def __init__(self, lab: Lab, nodes: tuple[Node, ...], *, policy: str) -> None:
+    def __init__(
+        self, lab: Lab, nodes: tuple[Node, ...], *, policy: str, controller_port: int = 0, operand: str = ""
+    ) -> None:
+        """`controller_port`: where a controller that is no pod of ours shows its metrics. `operand`: the label of the
+        nodes by which the device plugin is placed."""
         self.lab = lab
         self.nodes = {node.name: node for node in nodes}
         self.ports = {name: lab.port() for name in self.nodes}
-        self.controller_port = lab.port()
+        self._elsewhere = bool(controller_port)
+        self.controller_port = controller_port or lab.port()
         self._policy = policy
+        self._operand = operand
 
     def deploy(self) -> None:
         """Apply everything and wait until each agent is known as healthy to a leading controller."""
@@ -43,12 +51,19 @@ class SickbayPods:
             plugin_pods.provide_machine(node)
             self.kernel_log(node.name).write_text("")
             (plugin_pods.machine_path(node).parent / "boot_id").write_text(node.boot_id)
+            if self._operand:
+                path = f"/api/v1/nodes/{node.name}"
+                self.lab.api.patch(path, {"metadata": {"labels": {self._operand: "true"}}})
         # The image's own test runs under `restricted`; here the project comes by hostPath, which that forbids.
         system = manifests.CONTROLLER[0]
         label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}
         self.lab.api.patch(f"/api/v1/namespaces/{system}", label)
-        plugins = plugin_pods.plugin_daemon_set(self.lab.server, namespace=PLUGIN_NAMESPACE, name=PLUGIN)
-        self.lab.apply(plugins, self._policy_map(), self._controller(), *map(self._agent, self.nodes))
+        placed: dict[str, Any] = {"nodeSelector": {self._operand: "true"}} if self._operand else {}
+        plugins = plugin_pods.plugin_daemon_set(
+            self.lab.server, namespace=PLUGIN_NAMESPACE, name=PLUGIN, **placed
+        )
+        controller = () if self._elsewhere else (self._policy_map(), self._controller())
+        self.lab.apply(plugins, *controller, *map(self._agent, self.nodes))
         self.wait_offered()
         wait_until(
             lambda: self.metric("sickbay_nodes", state="healthy") == len(self.nodes),
@@ -185,7 +200,7 @@ class SickbayPods:
         command = [
             *("python3", "-m", "sickbay", "agent", "--node", node),
             *("--kernel-log", str(_SHARED / "kmsg"), "--boot-id", str(_SHARED / "boot_id")),
-            *("--state-file", str(_SHARED / "state.json")),
+            *("--state-file", str(_SHARED / "state.json"), "--receipts", str(_SHARED / "receipts")),
             *("--listen", f"127.0.0.1:{self.ports[node]}"),
             *("--worker-command", f"python3 -m simulation.worker --machine {plugin_pods.MACHINE}"),
             *_BRISK,
@@ -195,12 +210,13 @@ class SickbayPods:
             "device-plugins": (DEVICE_PLUGIN_FOLDER, True),
             "pod-resources": (Path("/var/lib/kubelet/pod-resources"), True),
             "pods-api": (Path("/var/lib/kubelet/pods-api"), True),
+            "run": (Path(RECEIPT_FOLDER).parent, True),
         }
         spec = images.python_spec(
             command,
             server=self.lab.server,
             volumes=[
-                {"name": volume, "hostPath": {"path": str(path), "type": "Directory"}}
+                {"name": volume, "hostPath": {"path": str(path), "type": "DirectoryOrCreate"}}
                 for volume, (path, _) in folders.items()
             ],
             mounts=[

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from simulation.machine import h100_machine, save
-from tests.lab import kernel_log, manifests, plugin_pods
+from tests.lab import kernel_log, manifests, plugin_pods, rbac_usage
 from tests.lab.api import ApiError, Object
 from tests.lab.conftest import PROBLEMS
 from tests.lab.images import PROJECT
@@ -34,6 +34,7 @@ from tests.lab.workloads import GPU, budget, cordon, deployment, job, placed, ru
 pytestmark = pytest.mark.timeout(900)
 
 NODE, SPARE = "imaged", "spare"
+EXIT_REFUSED = 8
 HOST_FOLDER = "/var/lib/kubelet/sickbay"
 AUTO = """
 apiVersion: sickbay.dev/v1alpha1
@@ -41,6 +42,7 @@ kind: Policy
 metadata: {name: auto}
 rules: [{name: all, mode: Auto}]
 budgets: {maxFenced: 100%, maxDisrupted: 100%}
+repair: {rebootDeadline: 60s}
 """
 
 
@@ -159,7 +161,7 @@ def ward(archive: Path) -> Iterator[Ward]:
             _adapt_agent(lab)
             yield Ward(lab, node)
         events = _asked_by_sickbay(lab)
-    refused = [event for event in events if event.get("responseStatus", {}).get("code") in (401, 403)]
+    refused = rbac_usage.refusals(events)
     assert events
     assert not refused, f"Sickbay asked for what it may not have: {refused[:3]}"
 
@@ -286,6 +288,31 @@ def test_with_a_policy_that_acts_the_node_is_fenced_and_its_jobs_go_to_another(w
     lab = ward.lab
     assert len(running(lab, "default", NODE)) == 1, "the pod without a GPU stays"
     wait_until(lambda: len(running(lab, "default", SPARE)) == 5, 60, "all jobs to run on the other node")
+
+
+def test_with_the_repair_switch_a_repair_looks_and_the_real_host_is_not_touched(ward: Ward) -> None:
+    """The PodTemplates as they are deployed: `look` runs as nobody in particular, and `repair` is not what it asks for
+    here (a lab node has this machine's kernel and no init system of its own), so it refuses before it does anything."""
+    ward.lab.kubectl("apply", "--validate=strict", "-k", manifests.DEPLOY / "repair")
+    # A person's hold and its end let the session go on, which was held for want of a repair step.
+    ward.lab.kubectl("annotate", "node", NODE, "sickbay.dev/hold=alice")
+    wait_until(lambda: _held_for(ward) == "HeldByUser", 30, "the hold to be seen")
+    ward.lab.kubectl("annotate", "node", NODE, "sickbay.dev/hold-")
+    wait_until(lambda: _held_for(ward) == "RepairNotSeen", 180, "the session to be held again")
+
+    pods = ward.lab.api.items(f"/api/v1/namespaces/{manifests.REPAIR[0]}/pods")
+    (status,) = [pod["status"] for pod in pods]
+    (look,) = status["initContainerStatuses"]
+    (repair,) = status["containerStatuses"]
+    assert look["state"]["terminated"]["exitCode"] == 0
+    assert repair["state"]["terminated"]["exitCode"] == EXIT_REFUSED
+    assert f"ended with {EXIT_REFUSED}" in ward.sessions()[-1]["status"]["message"]
+    assert not (ward.node.run_dir / "sickbay" / "receipts").exists()
+
+
+def _held_for(ward: Ward) -> str:
+    held = [one["status"] for one in ward.sessions() if one.get("status", {}).get("phase") == "Held"]
+    return str(held[0]["reason"]) if held else ""
 
 
 def _run_jobs(ward: Ward) -> None:

@@ -21,7 +21,7 @@ from runtime.kubelet_rpc import PodResourcesClient
 from runtime.kubernetes import Session
 from simulation.machine import load
 from simulation.plugin_control import control_path, raise_xid
-from tests.lab import images, manifests, plugin_pods
+from tests.lab import images, manifests, plugin_pods, rbac_usage
 from tests.lab.conftest import clean
 from tests.lab.lab import Lab
 from tests.lab.node import Node
@@ -50,7 +50,6 @@ devicePlugin:
   deadline: 60s
 """
 GPU_OF_ADDRESS_3B = 1
-_REFUSED = (401, 403)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +66,7 @@ def pods(lab: Lab) -> Iterator[SickbayPods]:
         for node in nodes:
             lab.remove_node(node.name)
         clean(lab)
-    refused = [
-        event
-        for event in lab.audit_events()[begun:]
-        if event.get("userAgent", "").startswith("sickbay-")
-        and event.get("responseStatus", {}).get("code") in _REFUSED
-    ]
+    refused = rbac_usage.refusals(lab.audit_events()[begun:])
     assert not refused, f"Sickbay asked for what it may not have: {refused[:3]}"
 
 

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from simulation.machine import load, save
-from tests.lab import kernel_log, manifests
+from tests.lab import kernel_log, manifests, rbac_usage
 from tests.lab.api import Object
 from tests.lab.conftest import clean
 from tests.lab.lab import Lab
@@ -48,14 +48,8 @@ def rig(sickbay: Lab, two_nodes: tuple[Node, Node]) -> Iterator[Rig]:
         for file in rig.folder.iterdir():
             file.unlink()
         clean(sickbay)
-    refused = [event for event in sickbay.audit_events()[begun:] if _refused(event)]
+    refused = rbac_usage.refusals(sickbay.audit_events()[begun:])
     assert not refused, f"Sickbay asked for what it may not have: {refused[:3]}"
-
-
-def _refused(event: Object) -> bool:
-    return event.get("userAgent", "").startswith("sickbay-") and event.get("responseStatus", {}).get(
-        "code"
-    ) in (401, 403)
 
 
 def owner(rig: Rig, node: str) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import manifests
-from tests.lab.admission.world import MINE, OTHER, SESSION, TAINT, World
+from tests.lab.admission.world import MINE, OPERAND, OTHER, REPAIR_PODS, SESSION, TAINT, World
 from tests.lab.lab import Lab
-from tests.lab.manifests import AGENT, CONTROLLER, CONTROLS, NODES, REPORTS, SESSIONS
+from tests.lab.manifests import AGENT, CONTROLLER, CONTROLS, JOBS, NODES, REPORTS, SESSIONS
+from tests.lab.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,36 @@ def control(world: World) -> Iterator[str]:
 
 @pytest.fixture
 def node(world: World) -> Iterator[str]:
-    """The path of the first node: schedulable, with a foreign taint, label and annotation."""
+    """The path of the first node: schedulable, with foreign keys, a foreign taint and an operand of its GPUs."""
     path = f"{NODES}/{MINE}"
-    theirs = {"labels": {"example.com/rack": "r1"}, "annotations": {"example.com/note": "kept"}}
+    labels = {"example.com/rack": "r1", OPERAND: "true"}
+    theirs = {"labels": labels, "annotations": {"example.com/note": "kept"}}
     world.admin.patch(path, {"metadata": theirs, "spec": {"taints": [TAINT]}})
     yield path
     keys = ("sickbay.dev/session", "sickbay.dev/hold", "sickbay.dev/pool", "sickbay.dev/unverified")
-    gone = dict.fromkeys(keys)
+    gone = dict.fromkeys((*keys, OPERAND))
     world.admin.patch(
         path, {"metadata": {"annotations": gone, "labels": gone}, "spec": {"unschedulable": None}}
     )
+
+
+@pytest.fixture(scope="module")
+def repair_switch(world: World) -> None:
+    """Repair is switched on."""
+    manifests.repair(world.lab)
+
+
+@pytest.fixture
+def jobs(world: World) -> Iterator[str]:
+    """The path of the Jobs; afterwards there is none, and none of their pods."""
+    yield JOBS
+    background = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+    world.admin.delete(JOBS, background)
+    now = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
+
+    def none_left() -> bool:
+        # Asked each time: the Job's controller may make a pod while the Job goes.
+        world.admin.delete(REPAIR_PODS, now)
+        return not world.admin.items(REPAIR_PODS) and not world.admin.items(JOBS)
+
+    wait_until(none_left, 20, "the Jobs and their pods to be gone")

@@ -4,10 +4,11 @@ from functools import partial
 
 import pytest
 
-from tests.lab.admission.world import MINE, TAINT, World, refused_by
+from tests.lab.admission.world import MINE, OPERAND, TAINT, World, refused_by
 from tests.lab.api import Object
 
 OURS = {"key": "sickbay.dev/fenced", "effect": "NoSchedule"}
+PAUSED = "paused-for-sickbay"
 RECORD = {"sickbay.dev/session": "admission-mine-0123456789"}
 
 
@@ -69,6 +70,80 @@ def test_a_foreign_change_is_refused_in_the_middle_of_a_good_one(world: World, n
     }
     refused_by("sickbay-controller-nodes", lambda: world.controller.patch(node, patch))
     assert "unschedulable" not in world.admin.get(node)["spec"]
+
+
+def test_the_controller_sends_an_operand_away_and_takes_it_back_within_a_session(
+    world: World, node: str
+) -> None:
+    cordon = {"metadata": {"annotations": RECORD}, "spec": {"unschedulable": True}}
+    world.controller.patch(node, cordon)
+    away = world.controller.patch(node, {"metadata": {"labels": {OPERAND: PAUSED}}})
+    assert away["metadata"]["labels"][OPERAND] == PAUSED
+    # At the end with the last write of the session, which takes its record away.
+    back = {"labels": {OPERAND: "true"}, "annotations": dict.fromkeys(RECORD)}
+    free = world.controller.patch(node, {"metadata": back, "spec": {"unschedulable": False}})
+    assert free["metadata"]["labels"][OPERAND] == "true"
+
+
+def test_an_operand_goes_with_the_very_write_that_cordons(world: World, node: str) -> None:
+    metadata = {"annotations": RECORD, "labels": {OPERAND: PAUSED}}
+    world.controller.patch(node, {"metadata": metadata, "spec": {"unschedulable": True}})
+
+
+def test_without_a_session_an_operand_is_not_sent_away_but_taken_back(world: World, node: str) -> None:
+    patch = {"metadata": {"labels": {OPERAND: PAUSED}}}
+    message = refused_by("sickbay-controller-nodes", lambda: world.controller.patch(node, patch))
+    assert "only on a node with the annotation sickbay.dev/session" in message
+    world.admin.patch(node, patch)
+    free = world.controller.patch(node, {"metadata": {"labels": {OPERAND: "true"}}})
+    assert free["metadata"]["labels"][OPERAND] == "true"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("true", "false"),
+        ("true", "paused-for-driver-upgrade"),
+        ("true", None),
+        ("false", PAUSED),
+        ("false", "true"),
+        ("paused-for-driver-upgrade", "true"),
+        ("paused-for-driver-upgrade", PAUSED),
+        (None, PAUSED),
+        (None, "true"),
+        (PAUSED, "false"),
+        (PAUSED, None),
+    ],
+)
+def test_an_operand_is_paused_and_taken_back_and_nothing_else(
+    world: World, node: str, before: str | None, after: str | None
+) -> None:
+    world.controller.patch(node, {"metadata": {"annotations": RECORD}, "spec": {"unschedulable": True}})
+    world.admin.patch(node, {"metadata": {"labels": {OPERAND: before}}})
+    patch = {"metadata": {"labels": {OPERAND: after}}}
+    message = refused_by("sickbay-controller-nodes", lambda: world.controller.patch(node, patch))
+    assert f"not {OPERAND}" in message
+
+
+def test_what_looks_like_an_operand_is_none(world: World, node: str) -> None:
+    world.controller.patch(node, {"metadata": {"annotations": RECORD}, "spec": {"unschedulable": True}})
+    for metadata in (
+        {"labels": {"nvidia.com/gpu.deploy": PAUSED}},
+        {"labels": {"evil.nvidia.com/gpu.deploy.x": PAUSED}},
+        {"annotations": {OPERAND: PAUSED}},
+    ):
+        patch = {"metadata": metadata}
+        refused_by("sickbay-controller-nodes", partial(world.controller.patch, node, patch))
+
+
+def test_the_controller_takes_the_startup_taint_off_a_node_that_it_has_verified(
+    world: World, node: str
+) -> None:
+    unverified = {"key": "sickbay.dev/unverified", "effect": "NoSchedule"}
+    before = world.admin.get(node)["spec"]["taints"]
+    world.admin.patch(node, {"spec": {"taints": [*before, unverified]}})
+    after = world.controller.patch(node, {"spec": {"taints": before}})
+    assert after["spec"]["taints"] == before
 
 
 @pytest.mark.parametrize("key", ["sickbay.dev/hold", "sickbay.dev/opt-out"])

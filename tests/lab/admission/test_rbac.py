@@ -47,22 +47,15 @@ from tests.lab.manifests import AGENT, CONTROLLER
         (CONTROLLER, "patch", "daemonsets.apps", False),
         (CONTROLLER, "list", "controllerrevisions.apps", True),
         (CONTROLLER, "get", "secrets", False),
+        (CONTROLLER, "create", "jobs.batch", False),
+        (CONTROLLER, "get", "podtemplates", False),
+        (CONTROLLER, "update", "acceleratorreports.sickbay.dev", False),
     ],
 )
 def test_what_a_service_account_may_do(
     world: World, account: tuple[str, str], verb: str, resource: str, allowed: bool
 ) -> None:
-    name, _, subresource = resource.partition("/")
-    resource_name, _, group = name.partition(".")
-    attributes = {"verb": verb, "group": group, "resource": resource_name, "subresource": subresource}
-    user = f"system:serviceaccount:{account[0]}:{account[1]}"
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SubjectAccessReview",
-        "spec": {"user": user, "resourceAttributes": attributes},
-    }
-    answer = world.admin.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
-    assert answer["status"]["allowed"] is allowed
+    assert world.may(account, verb, resource) is allowed
 
 
 def test_the_controllers_lease_is_in_its_own_namespace_only(world: World) -> None:

@@ -3,19 +3,24 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from tests.lab import manifests
 from tests.lab.api import Api, ApiError, Object
 from tests.lab.lab import Lab
-from tests.lab.manifests import CONTROLLER
+from tests.lab.manifests import CONTROLLER, REPAIR, REPAIR_STEPS, TEMPLATES
 from tests.lab.processes import LabError
 
 MINE, OTHER = "admission-mine", "admission-other"
 """Two Nodes; the agent's token is bound to the first."""
 SESSION = "admission-session"
 TAINT = {"key": "example.com/dedicated", "value": "training", "effect": "NoSchedule"}
+OPERAND = "nvidia.com/gpu.deploy.device-plugin"
+"""The label by which NVIDIA's GPU operator runs a part of itself on a node."""
+REPAIR_POLICY = "sickbay-repair-jobs"
+REPAIR_PODS = f"/api/v1/namespaces/{REPAIR[0]}/pods"
 CONTROLLER_USER = f"system:serviceaccount:{CONTROLLER[0]}:{CONTROLLER[1]}"
 
 
@@ -43,6 +48,32 @@ class World:
 
     def session(self, **spec: object) -> Object:
         return manifests.session(SESSION, node=MINE, node_uid=self.uids[MINE], **spec)
+
+    def job(self, name: str = "reset", **more: Any) -> Object:
+        """The right Job of a repair's template, for the first node."""
+        template = self.admin.get(f"{TEMPLATES}/{name}")
+        more = {"step": REPAIR_STEPS.get(name, "RunJob"), "node_uid": self.uids[MINE], **more}
+        return manifests.repair_job(template, node=MINE, **more)
+
+    def may(self, account: tuple[str, str], verb: str, resource: str, *, namespace: str = "") -> bool:
+        """What the authorizer says of a ServiceAccount; `resource` is like `pods/eviction` or `jobs.batch`."""
+        name, _, subresource = resource.partition("/")
+        resource_name, _, group = name.partition(".")
+        attributes = {
+            "verb": verb,
+            "group": group,
+            "resource": resource_name,
+            "subresource": subresource,
+            "namespace": namespace,
+        }
+        user = f"system:serviceaccount:{account[0]}:{account[1]}"
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "resourceAttributes": attributes},
+        }
+        answer = self.admin.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+        return bool(answer["status"]["allowed"])
 
     def as_user(self, user: str, path: str, patch: Object) -> str:
         """`kubectl patch` as a person who may write everything."""

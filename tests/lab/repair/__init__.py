@@ -1,0 +1,1 @@
+"""From the fault to the healed node, by real Jobs on real kubelets."""
