@@ -20,10 +20,10 @@ demo: $(READY)  ## a GPU falls off the bus, and its node is fenced before your e
 	$(BIN)/sickbay demo
 
 test: fast  ## all tests: the fast ones, then the lab's (a real Kubernetes; they say so when they cannot run)
-	$(BIN)/pytest tests/lab -m "lab and not deep"
+	$(BIN)/pytest tests/contract tests/lab -m "lab and not deep"
 
 fast: $(READY)  ## the tests that need nothing but Python
-	$(BIN)/pytest tests/unit tests/property tests/contract -m "not deep" -n auto
+	$(BIN)/pytest tests/unit tests/property tests/contract -m "not lab and not deep" -n auto
 
 check: $(READY)  ## formatting, linters, types, import rules, alert rules (where promtool is installed)
 	$(BIN)/ruff format --check .
