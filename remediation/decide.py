@@ -14,7 +14,7 @@ from remediation import budget, journal
 from remediation.advance import DEVICE_FENCED, advance
 from remediation.fleet import Node
 from remediation.moves import close, run
-from remediation.newcomers import prove_newcomer
+from remediation.newcomers import give_back_strays, prove_newcomer
 from remediation.objects import AcceleratorRemediation, RemediationSpec, RemediationStatus, session_name
 from remediation.policy import Rule, StepName, advice_rank, plan_for
 from remediation.situation import MODES, RECHECK, Decision, Open, Situation, fences_device, observed, obstacle
@@ -74,6 +74,8 @@ def _consider(at: Situation) -> Decision:
         return Decision(f"{at.name}: there is no such node")
     if node.owner_session and (decision := _orphan(at, node)):
         return decision
+    if strays := give_back_strays(at, node):
+        return strays
     if report is None:
         nothing = f"{at.name}: no fresh report of this boot, so nothing is known and nothing is done"
         return prove_newcomer(at, node, report) or Decision(nothing)

@@ -15,7 +15,7 @@ from remediation.fleet import UNVERIFIED_KEY, Fleet, NodeSpec, Taint
 from remediation.objects import AcceleratorRemediation, RemediationMetadata
 from remediation.policy import Policy, StepName
 from remediation.repair_policy import VerificationPolicy
-from remediation.situation import Decision, Open, Run
+from remediation.situation import Decision, Open, Run, Write
 from remediation.steps.cordon import lift_taint
 from remediation.steps.outcome import Result
 from runtime.api_errors import Conflict
@@ -112,6 +112,27 @@ def test_a_taint_that_comes_back_in_the_same_boot_is_its_operators_affair() -> N
     made.put_session(replace(found, status=closed))
     decision = about(made)
     assert decision.action is None and "proven in this boot already" in decision.sentence
+
+
+PAUSED = {"nvidia.com/gpu.deploy.dcgm": "paused-for-sickbay"}
+
+
+def test_operands_that_nobody_remembers_are_given_back_and_the_session_ends() -> None:
+    made = fleet(node(labels=PAUSED, hold=True), report("n1", sources=LIVE))
+    found = opened(made)
+    assert found.current.reason == "PausedOperands"
+    made.put_session(found)
+    action = about(made).action
+    assert isinstance(action, Run) and action.step is StepName.RESTORE
+    clean = fleet(node(version=2), report("n1", sources=LIVE))
+    clean.put_session(replace(found, status=replace(found.current, healthy_since=NOW.wall)))
+    closed = about(clean, wall=later(301)).action
+    assert isinstance(closed, Write) and closed.status.phase is Phase.RELEASED
+
+
+def test_operands_of_an_open_session_are_its_own_affair() -> None:
+    made = fleet(node(labels=PAUSED, cordoned=True, owner="n1-gone"), report("n1", sources=LIVE))
+    assert "made again" in about(made).sentence
 
 
 class Tainted:
