@@ -179,6 +179,7 @@ def test_other_changes_are_written_three_at_once_and_then_one_in_five_seconds(se
     for count, offered in enumerate((DEGRADED, CALM), start=2):
         publishing.publisher.offer(offered)
         server.await_patches(count)
+    wait_until(lambda: len(publishing.written) == 3, 5, "the third write to be over", every=0.002)
     publishing.publisher.offer(DEGRADED)
     clock.advance(4.9)
     publishing.publisher.offer(DEGRADED)
@@ -372,7 +373,7 @@ def test_a_slow_api_server_gets_the_fatal_fault_as_soon_as_it_has_answered(serve
 def test_a_wall_clock_that_is_set_back_does_not_stop_renewals(server, publish):
     clock = ManualClock()
     publishing = publish(clock=clock)
-    server.await_patches(1)
+    wait_until(lambda: publishing.written, 5, "the first write to be over", every=0.002)
     clock.step_wall(-86_400)
     clock.advance(31)
     publishing.publisher.offer(CALM)
