@@ -7,9 +7,11 @@ that acts with a program's token calls itself something else.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -241,3 +243,25 @@ def is_whole(*, present: set[Path], selected: set[Path], left_out: set[Path], de
     left out, and those of which deep tests were.
     """
     return not left_out and present <= selected | deep
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """After sessions that together were a run of all lab tests: 1 where permissions and use do not agree.
+
+    `python -m tests.lab.rbac_usage FOLDER`, where FOLDER is what the environment named for those sessions.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.rbac_usage", description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    usage = load(parser.parse_args(arguments).folder)
+    if usage is None:
+        print("no lab ran, so nothing is known of the permissions that are used")
+        return 0
+    found = complaints(usage, always=granted_by(MANIFESTS), switched=granted_by(REPAIR))
+    for complaint in found:
+        print(complaint)
+    print("permissions: deploy and the programs", "do not agree" if found else "agree")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -320,3 +320,19 @@ def test_a_whole_session_whose_programs_used_everything_passes(tmp_path: Path) -
     granted_all = rbac_usage.granted_by(rbac_usage.MANIFESTS) | rbac_usage.granted_by(rbac_usage.REPAIR)
     (tmp_path / "a1.json").write_text(json.dumps({"used": sorted(granted_all), "refused": []}))
     assert finished(tmp_path) == (0, [])
+
+
+def test_sessions_that_are_a_whole_together_are_judged_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rbac_usage.main([str(tmp_path)]) == 0
+    assert "no lab ran" in capsys.readouterr().out
+    everything = sorted(
+        rbac_usage.granted_by(rbac_usage.MANIFESTS) | rbac_usage.granted_by(rbac_usage.REPAIR)
+    )
+    for name, used in (("a", everything[1:]), ("b", [])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"used": used, "refused": []}))
+    assert rbac_usage.main([str(tmp_path)]) == 1
+    assert f"granted and never used: {everything[0]}" in capsys.readouterr().out
+    (tmp_path / "b.json").write_text(json.dumps({"used": everything[:1], "refused": []}))
+    assert rbac_usage.main([str(tmp_path)]) == 0
