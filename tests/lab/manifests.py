@@ -80,6 +80,11 @@ def repair(lab: Lab) -> None:
     _wait_reports_guarded(lab.api, controller)
 
 
+def without_repair(lab: Lab) -> None:
+    """Switch repairs off again, with everything that was in their namespace. Raises LabError."""
+    lab.kubectl("delete", "-f", DEPLOY / "repair", "--ignore-not-found", "--wait=true", "--timeout=50s")
+
+
 def repair_job(
     template: Object,
     *,

@@ -283,7 +283,9 @@ def test_with_a_policy_that_acts_the_node_is_fenced_and_its_jobs_go_to_another(w
     session = wait_until(held, 120, "the session to be held")
     assert session["spec"]["mode"] == "Auto"
     assert session["status"]["reason"] == "NoRepairStep"
-    assert [entry["step"] for entry in session["status"]["journal"]] == ["Cordon", "Cordon", "Drain", "Drain"]
+    steps = [entry["step"] for entry in session["status"]["journal"]]
+    assert steps == ["Cordon", "Cordon", "Drain", "Drain", "Reboot", "Reboot"]
+    assert "sickbay-repair/reboot" in session["status"]["message"], "what is missing is named"
     assert session["status"]["drain"]["evicted"] == 5
     lab = ward.lab
     assert len(running(lab, "default", NODE)) == 1, "the pod without a GPU stays"

@@ -166,6 +166,9 @@ def test_jobs_leave_a_node_whose_gpu_died_at_the_budgets_pace_and_run_on_another
         ("Cordon", "Outcome"),
         ("Drain", "Intent"),
         ("Drain", "Outcome"),
+        # Repairs are not switched on here.
+        ("Reboot", "Intent"),
+        ("Reboot", "Outcome"),
     ]
     wait_until(
         lambda: _told(pods, "g2") == _held(pods.nodes["g2"]), 10, "the agent to say what the kubelet says"

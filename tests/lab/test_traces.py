@@ -147,7 +147,7 @@ def test_a_remediation_and_the_dispatches_it_is_linked_to_are_whole_traces(scene
         f"phase {phase}" for phase in ("Pending", "Fenced", "Draining", "Repairing", "Held", "Verifying")
     }
     steps = {span.name: span for span in told if span.name.startswith("step ")}
-    assert steps.keys() == {"step Cordon", "step Drain", "step Uncordon"}
+    assert steps.keys() == {"step Cordon", "step Drain", "step Reboot", "step Uncordon"}
     linked = {link[0]: link[2]["sickbay.pod.role"] for link in steps["step Drain"].links}
     assert linked[dispatch_trace(uid).trace_hex] == "evicted"
     assert "replacement" in linked.values()

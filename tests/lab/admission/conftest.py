@@ -66,10 +66,13 @@ def node(world: World) -> Iterator[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def repair_switch(world: World) -> None:
-    """Repair is switched on."""
-    manifests.repair(world.lab)
+@pytest.fixture(scope="package")
+def repair_switch(lab: Lab) -> Iterator[None]:
+    """Repair is switched on, and off again after the package: other tests rely on that."""
+    manifests.apply(lab)
+    manifests.repair(lab)
+    yield
+    manifests.without_repair(lab)
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
 from tests.lab import manifests, rbac_usage
-from tests.lab.api import ApiError
 from tests.lab.conftest import clean
 from tests.lab.lab import Lab
 from tests.lab.repair.hosts import OPERAND, Host, templates
@@ -38,8 +36,7 @@ def ward(lab: Lab) -> Iterator[Ward]:
         for node in nodes:
             lab.remove_node(node.name)
         clean(lab)
-        with contextlib.suppress(ApiError):
-            lab.api.delete(manifests.JOBS)
+        manifests.without_repair(lab)
     refused = rbac_usage.refusals(lab.audit_events()[begun:])
     assert not refused, f"Sickbay asked for what it may not have: {refused[:3]}"
 
