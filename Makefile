@@ -16,11 +16,21 @@ $(READY): requirements/dev.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(READY)  ## a GPU falls off the bus, and its node is fenced before your eyes
+demo: $(READY)  ## a GPU falls off the bus, and its node is healed before your eyes
 	$(BIN)/sickbay demo
 
-test: fast  ## all tests: the fast ones, then the lab's (a real Kubernetes; they say so when they cannot run)
-	$(BIN)/pytest tests/contract tests/lab -m "lab and not deep"
+test: fast  ## all tests: the fast ones, the demo's, then the lab's (a real Kubernetes; they say so when they cannot run)
+	usage=$$(mktemp -d) && export SICKBAY_LAB_RBAC_USAGE=$$usage && \
+	    $(MAKE) --no-print-directory --jobs=2 --output-sync=target test-lab test-repair && \
+	    $(BIN)/python -m tests.lab.rbac_usage $$usage && rm -r $$usage
+
+# Two labs beside each other: both wait most of the time. What permissions are used is judged over both.
+.PHONY: test-lab test-repair
+test-lab: $(READY)
+	$(BIN)/pytest tests/demo tests/contract tests/lab --ignore=tests/lab/repair -m "(demo or lab) and not deep"
+
+test-repair: $(READY)
+	$(BIN)/pytest tests/lab/repair -m "lab and not deep"
 
 fast: $(READY)  ## the tests that need nothing but Python
 	$(BIN)/pytest tests/unit tests/property tests/contract -m "not lab and not deep" -n auto
@@ -42,6 +52,7 @@ lab-binaries: $(READY)  ## build the lab's Kubernetes from its public Go modules
 bench: $(READY)  ## measure, and say how it compares with the target
 	$(BIN)/python -m benchmarks.fence
 	$(BIN)/python -m benchmarks.dispatch
+	$(BIN)/python -m benchmarks.embedded
 
 deep: $(READY)  ## the tests that take long
 	$(BIN)/pytest tests -m deep --hypothesis-profile=deep

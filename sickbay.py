@@ -19,16 +19,25 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
+# Who starts it from a checkout has not been stopped by pip.
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(f"sickbay: needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}")
 
-from health.explain import explain, prose
-from health.xids import CatalogueError, Xid, builtin, parse
-from remediation.repair import command as repairs
-from runtime import logs
-from runtime.config import load
-from runtime.config_error import ConfigError
-from runtime.version import VERSION
-from simulation.demo import main as demos
+try:
+    import msgspec
+
+    from health.explain import explain, prose
+    from health.xids import CatalogueError, Xid, builtin, parse
+    from remediation.repair import command as repairs
+    from runtime import logs
+    from runtime.config import load
+    from runtime.config_error import ConfigError
+    from runtime.version import VERSION
+    from simulation.demo import flags as demos
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"sickbay: the Python module {missing.name} is missing; `pip install .` or `make demo` installs it"
+    )
 
 EXIT_OK = 0
 EXIT_UNFORESEEN = 1
@@ -88,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
     demo = commands.add_parser("demo", help="a fault, healed, on this machine: no root, no cluster, no GPU")
     demos.add_flags(demo)
-    demo.set_defaults(run=demos.main)
     return parser
 
 

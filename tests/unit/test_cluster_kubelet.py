@@ -342,6 +342,19 @@ def test_a_reboot_changes_the_boot_and_fails_pods_that_hold_devices() -> None:
     assert phase(rig, "next") == "Running"
 
 
+def test_after_a_reboot_containers_start_when_their_pods_may_and_the_node_is_told_of_at_once() -> None:
+    rig = Rig(timings=Timings(start=0.3, stop=0.0))
+    rig.add_node("g1", plugins=Plugins(8))
+    rig.create("pods", pod("plain"))
+    rig.advance(1)
+    rig.plane.kubelets.reboot("g1", seconds=5)
+    rig.advance(5.1)
+    assert rig.get("nodes", "g1")["status"]["nodeInfo"]["bootID"] == "boot-2"
+    assert "terminated" in container(rig, "plain")["state"]
+    rig.advance(0.5)
+    assert "running" in container(rig, "plain")["state"]
+
+
 def test_a_node_that_is_long_in_coming_back_is_unreachable_meanwhile() -> None:
     rig = Rig(nodes=1)
     rig.create("pods", pod())
