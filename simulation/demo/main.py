@@ -105,7 +105,8 @@ def _told(flags: argparse.Namespace, scenario: scenarios.Scenario) -> int:
             run.tell()
             healed = True
             if not flags.exit and sys.stdout.isatty():
-                run.stay(prometheus=address)
+                # A terminal that is closed is none any more, also where its hang-up does not reach us.
+                run.stay(watched=sys.stdout.isatty, prometheus=address)
         except StoppedError:
             return EXIT_HEALED if healed else EXIT_INTERRUPTED
         except DemoError as error:

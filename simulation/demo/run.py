@@ -94,12 +94,12 @@ class Run:
         self._until(self._at_work, SETTLED_WITHIN, f"all pods to run, some of them on {node}")
         self._prove(seconds, boots)
 
-    def stay(self, *, prometheus: str = "") -> None:
-        """Go on telling what happens until somebody ends it. Raises DemoError, StoppedError."""
+    def stay(self, *, watched: Callable[[], bool], prometheus: str = "") -> None:
+        """Go on telling what happens until somebody ends it, or nobody watches. Raises DemoError, StoppedError."""
         self._outlet.heading("It stays up for you until Ctrl-C:")
         for line in hints(self._world, self._scenario, prometheus=prometheus):
             self._outlet.note(line)
-        while True:
+        while watched():
             self._step()
 
     def _since(self) -> float:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -21,14 +21,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 class Demo:
     """One run: its lines as they come, and who belongs to it."""
 
-    def __init__(self, *flags: str, temporary: Path, terminal: bool = False) -> None:
+    def __init__(
+        self, *flags: str, temporary: Path, terminal: bool = False, output: int = subprocess.PIPE
+    ) -> None:
+        """`terminal`: it writes to a terminal, which is read here. `output`: to this file, which is not."""
         self.temporary = temporary
         self.begun = time.monotonic()
         self._lines: list[str] = []
         self._news = threading.Condition()
         command = [sys.executable, "-m", "sickbay", "demo", *flags]
         environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(PROJECT)}
-        output: int = subprocess.PIPE
         if terminal:
             ours, output = pty.openpty()
         self.process = subprocess.Popen(
@@ -45,8 +47,7 @@ class Demo:
         if terminal:
             os.close(output)
             stream = os.fdopen(ours, encoding="utf-8", errors="replace")
-        assert stream is not None
-        self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(stream or (),), daemon=True)
         self._reader.start()
 
     @property
@@ -108,7 +109,7 @@ class Demo:
                 self._news.wait(min(left, 0.5))
             return found
 
-    def _read(self, stream: IO[str]) -> None:
+    def _read(self, stream: Iterable[str]) -> None:
         # A terminal that is closed on the other side answers EIO.
         with contextlib.suppress(OSError):
             for line in stream:
@@ -118,10 +119,10 @@ class Demo:
 
 
 @contextlib.contextmanager
-def demo(*flags: str, terminal: bool = False) -> Iterator[Demo]:
+def demo(*flags: str, terminal: bool = False, output: int = subprocess.PIPE) -> Iterator[Demo]:
     """Run it; whatever happens, nothing of it runs on afterwards."""
     with tempfile.TemporaryDirectory(prefix="demo-", dir="/tmp") as folder:
-        run = Demo(*flags, temporary=Path(folder), terminal=terminal)
+        run = Demo(*flags, temporary=Path(folder), terminal=terminal, output=output)
         try:
             yield run
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -85,6 +86,18 @@ def test_on_a_terminal_it_stays_for_the_next_fault_until_ctrl_c() -> None:
         run.await_line("Kubernetes: n1 is Ready", after=run.lines())
         run.interrupt()
         assert run.ends(within=10) == 0, run.text
+        run.leaves_nothing()
+
+
+def test_a_terminal_that_is_closed_ends_it() -> None:
+    ours, theirs = os.openpty()
+    with demo("--plain", "--scenario", "ecc-uncorrectable", output=theirs) as run:
+        os.close(theirs)
+        said = b""
+        while b"It stays up for you" not in said:
+            said += os.read(ours, 4096)
+        os.close(ours)
+        run.ends(within=10)
         run.leaves_nothing()
 
 

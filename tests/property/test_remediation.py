@@ -506,7 +506,7 @@ def machine(examples: int, steps: int) -> settings:
 class TestRemediation(Remediation.TestCase):
     """Short runs, many of them."""
 
-    settings = machine(40, 50)
+    settings = machine(25, 50)
 
 
 @pytest.mark.deep

@@ -108,7 +108,7 @@ def deeds(done: list[str], step: Step) -> list[str]:
     return [deed for deed in done if deed.startswith(words[step])]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(world=hosts, sequence=st.lists(runs, min_size=1, max_size=8))
 def test_whatever_crashes_a_repair_is_done_once_at_most_and_in_its_boot_only(
     world: dict, sequence: list
