@@ -27,10 +27,10 @@ test: fast  ## all tests: the fast ones, the demo's, then the lab's (a real Kube
 # Two labs beside each other: both wait most of the time. What permissions are used is judged over both.
 .PHONY: test-lab test-repair
 test-lab: $(READY)
-	$(BIN)/pytest tests/demo tests/contract tests/lab --ignore=tests/lab/repair -m "(demo or lab) and not deep"
+	$(BIN)/pytest tests/lab --ignore=tests/lab/repair -m "lab and not deep"
 
 test-repair: $(READY)
-	$(BIN)/pytest tests/lab/repair -m "lab and not deep"
+	$(BIN)/pytest tests/lab/repair tests/demo tests/contract -m "(lab or demo) and not deep"
 
 fast: $(READY)  ## the tests that need nothing but Python
 	$(BIN)/pytest tests/unit tests/property tests/contract -m "not lab and not deep" -n auto
