@@ -111,7 +111,7 @@ class Diagnosis:
         judged = self.with_noted(uuid, action, now)
         if action == _NO_VERDICT:
             return judged.without(FaultKind.RECOVERY_REQUIRED, uuid)._with_verdict_cleared(uuid)
-        if any(fault.device_uuid == uuid and _hardware(fault) for fault in judged.open.values()):
+        if any(fault.device_uuid == uuid and _of_device(fault) for fault in judged.open.values()):
             return judged
         advice = recovery_advice(action)
         return judged.with_fault(
@@ -248,6 +248,12 @@ def _rank(severity: Severity) -> int:
 
 def _acts(advice: Advice | None) -> bool:
     return advice is not None and advice is not Advice.NONE
+
+
+def _of_device(fault: Fault) -> bool:
+    """Whether the device itself is at fault. What its plugin does wrong goes by itself, and would leave the driver's
+    verdict without a fault."""
+    return _hardware(fault) and fault.kind not in PLUGIN_FAULTS
 
 
 def _hardware(fault: Fault) -> bool:

@@ -141,6 +141,20 @@ def test_a_verdict_alone_is_a_fault_of_its_own_and_unknown_words_never_act(words
     assert fault.clears_on == "DriverVerdict"
 
 
+def test_a_verdict_beside_a_fault_of_the_devices_plugin_is_a_fault_of_its_own_and_outlasts_it():
+    offered = Fault(
+        kind=FaultKind.DEVICE_OFFERED_THOUGH_BAD,
+        severity=Severity.FATAL,
+        device_uuid=GPU,
+        first_seen=NOW,
+        last_seen=NOW,
+    )
+    both = diagnosed(xid_154("GPU Reset Required"), start=Diagnosis().with_fault(offered))
+    assert {fault.kind for fault in both.faults} == {"DeviceOfferedThoughBad", "RecoveryRequired"}
+    left = both.without(FaultKind.DEVICE_OFFERED_THOUGH_BAD, GPU)
+    assert only(left).kind == "RecoveryRequired"
+
+
 def test_a_verdict_outranks_the_catalogue_in_both_directions():
     assert only(diagnosed(event(48), xid_154("Node Reboot Required"))).advice == "RebootNode"
     assert only(diagnosed(event(79), xid_154("GPU Reset Required"))).advice == "ResetDevice"
