@@ -81,6 +81,7 @@ class Watcher:
 
     def __init__(self, port: int) -> None:
         self.events = 0
+        self._came = threading.Condition()
         self._client = Client(port)
         version = msgspec.json.decode(Client(port).send("GET", f"{REPORTS}?limit=1"))["metadata"][
             "resourceVersion"
@@ -91,10 +92,8 @@ class Watcher:
 
     def wait_for(self, events: int, seconds: float) -> bool:
         """Whether so many came in time."""
-        deadline = time.monotonic() + seconds
-        while self.events < events and time.monotonic() < deadline:
-            time.sleep(0.001)
-        return self.events >= events
+        with self._came:
+            return self._came.wait_for(lambda: self.events >= events, seconds)
 
     def close(self) -> None:
         self._client.close()
@@ -103,7 +102,9 @@ class Watcher:
     def _read(self) -> None:
         with contextlib.suppress(ConnectionError):
             for block in self._client.watch(self._path):
-                self.events += block.count(b'"type":"MODIFIED"')
+                with self._came:
+                    self.events += block.count(b'"type":"MODIFIED"')
+                    self._came.notify_all()
 
 
 def status(number: int, sequence: int) -> dict[str, object]:
