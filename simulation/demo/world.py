@@ -25,8 +25,8 @@ from simulation.demo.processes import CannotBeginError, Child, DemoError, Proces
 from simulation.demo.scenario import NODES
 
 TICK_SECONDS = 0.05
-"""From one look at the world to the next. Slept and not waited for on an event: a signal handler that sets the event its
-own thread waits on can lock that thread for ever."""
+"""From one look at the world to the next. Slept and not waited for on an event: a signal handler that sets the event
+its own thread waits on can lock that thread for ever."""
 _SOCKET_PATH_LIMIT = 60
 """Characters of our folder's path, so that a unix socket below it stays within its 107."""
 
