@@ -17,19 +17,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 
 import msgspec
 
+from benchmarks import reports
 from benchmarks.figures import percentiles, usage_of
-from health.vocabulary import GROUP_VERSION
+from benchmarks.reports import REPORTS
 
-REPORTS = f"/apis/{GROUP_VERSION}/acceleratorreports"
-DEVICES = 8
 RENEWAL_SECONDS = 30.0
 TARGET_CORES = 0.25
 TARGET_MIB = 256.0
-_MERGE = "application/merge-patch+json"
 _JSON = "application/json"
 _BLOCK = 1 << 16
 
@@ -107,38 +106,6 @@ class Watcher:
                     self._came.notify_all()
 
 
-def status(number: int, sequence: int) -> dict[str, object]:
-    """A report's status as an agent of a node with eight GPUs writes it first."""
-    devices = [
-        {
-            "uuid": f"GPU-{number:08x}-1111-2222-3333-{index:012x}",
-            "index": index,
-            "vendor": "NVIDIA",
-            "model": "NVIDIA H100 80GB HBM3",
-            "serial": f"16523{number:05}{index}",
-            "pciAddress": f"00000000:{index:02x}:00.0",
-            "vbios": "96.00.61.00.01",
-            "recoveryAction": "None",
-            "health": "Healthy",
-        }
-        for index in range(DEVICES)
-    ]
-    sources = [
-        {"name": name, "state": "Live"}
-        for name in ("nvml", "kernel-log", "pod-resources", "pods", "device-plugin", "network")
-    ]
-    return {
-        "nodeUID": f"node-{number}",
-        "bootID": f"{number:08x}-aaaa-bbbb-cccc-dddddddddddd",
-        "agentVersion": "0.1.0",
-        "sequence": sequence,
-        "driver": {"version": "580.65.06"},
-        "devices": devices,
-        "faults": [],
-        "sources": sources,
-    }
-
-
 @contextmanager
 def server() -> Iterator[tuple[int, int]]:
     """A server process: its PID and port."""
@@ -153,42 +120,48 @@ def server() -> Iterator[tuple[int, int]]:
         process.wait(10)
 
 
-def fill(port: int, nodes: int) -> list[Client]:
+@dataclass(slots=True)
+class Agent:
+    """What an agent remembers from one renewal to the next."""
+
+    client: Client
+    number: int
+    version: str
+    sequence: int = 0
+
+    def renew(self, client: Client) -> float:
+        """One renewal; how long it took in seconds."""
+        self.sequence += 1
+        body = reports.update(self.number, self.sequence, self.version)
+        begun = time.perf_counter()
+        answer = client.send("PUT", f"{REPORTS}/{reports.name(self.number)}/status", body)
+        took = time.perf_counter() - begun
+        self.version = reports.version_of(answer)
+        return took
+
+
+def fill(port: int, nodes: int) -> list[Agent]:
     """Create the nodes and reports, each over the connection that its agent keeps."""
-    clients = []
+    agents: list[Agent] = []
     for number in range(nodes):
         client = Client(port)
-        node = {"metadata": {"name": _name(number), "labels": {"pool": "gpu"}}}
+        node = {"metadata": {"name": reports.name(number), "labels": {"pool": "gpu"}}}
         client.send("POST", "/api/v1/nodes", node)
-        report = {
-            "apiVersion": GROUP_VERSION,
-            "kind": "AcceleratorReport",
-            "metadata": {"name": _name(number)},
-        }
-        client.send("POST", REPORTS, report)
-        client.send("PATCH", f"{REPORTS}/{_name(number)}/status", {"status": status(number, 1)}, _MERGE)
-        clients.append(client)
-    return clients
+        version = reports.version_of(client.send("POST", REPORTS, reports.new(number)))
+        agents.append(Agent(client, number, version))
+        agents[-1].renew(client)
+    return agents
 
 
-def renew(client: Client, number: int, sequence: int) -> float:
-    """One renewal; how long it took in seconds."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
-    body = {"status": {"sequence": sequence, "renewTime": now, "observedTime": now}}
-    begun = time.perf_counter()
-    client.send("PATCH", f"{REPORTS}/{_name(number)}/status", body, _MERGE)
-    return time.perf_counter() - begun
-
-
-def renewals(pid: int, port: int, clients: list[Client], seconds: float) -> None:
+def renewals(pid: int, port: int, agents: list[Agent], seconds: float) -> None:
     """The fleet as it is when nothing happens, with one watch."""
     watcher = Watcher(port)
-    rate = len(clients) / RENEWAL_SECONDS
+    rate = len(agents) / RENEWAL_SECONDS
     before, begun = usage_of(pid).cpu_seconds, time.monotonic()
     took = []
     for sent in range(int(rate * seconds)):
-        number = sent % len(clients)
-        took.append(renew(clients[number], number, 2 + sent // len(clients)))
+        agent = agents[sent % len(agents)]
+        took.append(agent.renew(agent.client))
         ahead = begun + sent / rate - time.monotonic()
         if ahead > 0:
             time.sleep(ahead)
@@ -197,7 +170,7 @@ def renewals(pid: int, port: int, clients: list[Client], seconds: float) -> None
     usage = usage_of(pid)
     cores = (usage.cpu_seconds - before) / passed
     latency = percentiles(took)
-    print(f"{len(clients)} nodes, {len(took) / passed:.0f} renewals/s for {passed:.0f} s, one watch")
+    print(f"{len(agents)} nodes, {len(took) / passed:.0f} renewals/s for {passed:.0f} s, one watch")
     print(f"  renewal  p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms, max {latency['max']:.1f} ms")
     print(f"  watch    {'every event came' if complete else 'EVENTS ARE MISSING'}")
     _against("CPU", cores, "cores", TARGET_CORES)
@@ -205,19 +178,19 @@ def renewals(pid: int, port: int, clients: list[Client], seconds: float) -> None
     watcher.close()
 
 
-def throughput(pid: int, port: int, nodes: int, count: int) -> None:
+def throughput(pid: int, port: int, agents: list[Agent], count: int) -> None:
     """As fast as one client asks, and what each request costs the server."""
-    client = Client(port)
+    client, nodes = Client(port), len(agents)
     used = [usage_of(pid).cpu_seconds]
     begun = time.perf_counter()
     for number in range(count):
-        client.send("GET", f"/api/v1/nodes/{_name(number % nodes)}")
+        client.send("GET", f"/api/v1/nodes/{reports.name(number % nodes)}")
     reads = count / (time.perf_counter() - begun)
     used.append(usage_of(pid).cpu_seconds)
     watcher = Watcher(port)
     begun = time.perf_counter()
     for number in range(count):
-        renew(client, number % nodes, 1000 + number)
+        agents[number % nodes].renew(client)
     writes = count / (time.perf_counter() - begun)
     used.append(usage_of(pid).cpu_seconds)
     watcher.wait_for(count, 10)
@@ -234,7 +207,7 @@ def throughput(pid: int, port: int, nodes: int, count: int) -> None:
     read_cpu, write_cpu = ((after - before) / count * 1e6 for before, after in pairwise(used))
     print(f"one client, {nodes} nodes")
     print(f"  GET of a node        {reads:8.0f} /s, {read_cpu:.0f} µs of the server's CPU each")
-    print(f"  PATCH of a report    {writes:8.0f} /s, {write_cpu:.0f} µs of the server's CPU each, watched")
+    print(f"  PUT of a report      {writes:8.0f} /s, {write_cpu:.0f} µs of the server's CPU each, watched")
     print(f"  watch events         {events:8.0f} /s")
     print(f"  list of all reports  {listed * 1000:8.0f} ms in {pages} pages, decoded")
     watcher.close()
@@ -243,10 +216,6 @@ def throughput(pid: int, port: int, nodes: int, count: int) -> None:
 def _against(name: str, value: float, unit: str, target: float) -> None:
     verdict = "met" if value <= target else "MISSED"
     print(f"  {name:<8} {value:.2f} {unit}   target {target:g} {unit}: {verdict}")
-
-
-def _name(number: int) -> str:
-    return f"simulated-{number:05}"
 
 
 def main() -> int:
@@ -260,14 +229,14 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with server() as (pid, port):
         empty = usage_of(pid).pss_mib
-        clients = fill(port, flags.nodes)
+        agents = fill(port, flags.nodes)
         print(
             f"memory: {empty:.0f} MiB empty, {usage_of(pid).pss_mib:.0f} MiB with {flags.nodes} nodes and reports"
         )
-        renewals(pid, port, clients, flags.seconds)
-        throughput(pid, port, flags.nodes, flags.requests)
-        for client in clients:
-            client.close()
+        renewals(pid, port, agents, flags.seconds)
+        throughput(pid, port, agents, flags.requests)
+        for agent in agents:
+            agent.client.close()
     return 0
 
 

@@ -9,53 +9,44 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from health.vocabulary import GROUP_VERSION
+from benchmarks import reports
+from benchmarks.reports import REPORTS
 from runtime.api_errors import Conflict
-from runtime.clock import rfc3339
 from runtime.kubernetes import Session
-
-REPORTS = f"/apis/{GROUP_VERSION}/acceleratorreports"
 
 
 def main(kubeconfig: str, count: int, rate: float) -> None:
     """Create, then renew for ever."""
     session = Session.from_kubeconfig(Path(kubeconfig), user_agent="renewals")
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: _create(session, number), range(count)))
+        versions = list(pool.map(lambda number: _create(session, number), range(count)))
         print("ready", flush=True)
         begun = time.monotonic()
         pace = threading.Event()
         for sent in range(sys.maxsize):
-            pool.submit(_renew, session, sent % count, sent // count + 1)
+            pool.submit(_renew, session, versions, sent % count, sent // count + 1)
             ahead = begun + sent / rate - time.monotonic()
             if ahead > 0:
                 pace.wait(ahead)
 
 
-def _create(session: Session, number: int) -> None:
-    document = {
-        "apiVersion": GROUP_VERSION,
-        "kind": "AcceleratorReport",
-        "metadata": {"name": _name(number)},
-    }
+def _create(session: Session, number: int) -> str:
+    """The report, new or from before; its version."""
     try:
-        session.post(REPORTS, msgspec.json.encode(document))
+        answer = session.post(REPORTS, msgspec.json.encode(reports.new(number)))
     except Conflict:
-        return
+        answer = session.get(f"{REPORTS}/{reports.name(number)}")
+    return reports.version_of(answer.body)
 
 
-def _renew(session: Session, number: int, sequence: int) -> None:
-    status = {"nodeUID": _name(number), "sequence": sequence, "renewTime": rfc3339(datetime.now(UTC))}
-    session.merge_patch(f"{REPORTS}/{_name(number)}/status", msgspec.json.encode({"status": status}))
-
-
-def _name(number: int) -> str:
-    return f"simulated-{number:05}"
+def _renew(session: Session, versions: list[str], number: int, sequence: int) -> None:
+    body = msgspec.json.encode(reports.update(number, sequence, versions[number]))
+    answer = session.put(f"{REPORTS}/{reports.name(number)}/status", body)
+    versions[number] = reports.version_of(answer.body)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ pauses, and what was overtaken meanwhile is never sent. The answer to each write
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -18,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from exporter.cadence import Bucket, Write, attentive, due, fatal, meaning
-from exporter.report_wire import new_report, read_core, read_report, status_patch
+from exporter.report_wire import new_report, read_core, read_report, status_patch, status_update
 from health.report import AcceleratorReport, ReportSpec, ReportStatus
 from health.vocabulary import GROUP_VERSION
 from runtime.api_errors import ApiError, Conflict, Forbidden, Invalid, NotFound, TooManyRequests, Unauthorized
@@ -45,6 +46,9 @@ class ReportApi(Protocol):
 
     def post(self, path: str, body: bytes, *, timeout: tuple[float, float] = ...) -> Response:
         """Create an object."""
+
+    def put(self, path: str, body: bytes, *, timeout: tuple[float, float] = ...) -> Response:
+        """Replace an object, if its resourceVersion is still the body's."""
 
     def merge_patch(self, path: str, body: bytes, *, timeout: tuple[float, float] = ...) -> Response:
         """Change an object (RFC 7386)."""
@@ -91,6 +95,7 @@ class Publisher:
         self._changed_at: float | None = None
         self._written: ReportStatus | None = None
         self._exists = False
+        self._version = ""
         self._spec: ReportSpec | None = None
         self._bucket = Bucket()
         self._renew_at = float("-inf")
@@ -217,9 +222,8 @@ class Publisher:
         begun = self._clock.monotonic()
         now = self._clock.wall()
         status = msgspec.structs.replace(wanted, sequence=self._sequence + 1, renew_time=now)
-        body = status_patch(status, self._written)
         try:
-            answer = self._api.merge_patch(f"{REPORTS}/{self._node}/status", body, timeout=_TIMEOUT)
+            answer = self._write(status)
         except ApiError as error:
             self._exists = not isinstance(error, NotFound)
             if error.maybe_applied:
@@ -233,7 +237,17 @@ class Publisher:
         self.last_written = now
         self._settle(wanted, write, begun)
         if report := read_report(answer.body):
+            self._version = report.metadata.resource_version
             self._take_spec(report.spec)
+
+    def _write(self, status: ReportStatus) -> Response:
+        """Put it in the place of what we have written last, or over whatever stands there."""
+        path, version, self._version = f"{REPORTS}/{self._node}/status", self._version, ""
+        if version:
+            body = status_update(self._node, status, resource_version=version)
+            with contextlib.suppress(Conflict):  # the controller has written its spec, or somebody a label
+                return self._api.put(path, body, timeout=_TIMEOUT)
+        return self._api.merge_patch(path, status_patch(status), timeout=_TIMEOUT)
 
     def _settle(self, wanted: ReportStatus, write: Write, begun: float) -> None:
         now = self._clock.monotonic()

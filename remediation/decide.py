@@ -79,11 +79,8 @@ def _consider(at: Situation) -> Decision:
     if report is None:
         nothing = f"{at.name}: no fresh report of this boot, so nothing is known and nothing is done"
         return prove_newcomer(at, node, report) or Decision(nothing)
-    candidates = [
-        (fault, rule)
-        for fault, rule in at.acting_faults(report)
-        if not _dealt_with(at, node, report, fault, rule)
-    ]
+    acting = at.acting_faults(report)
+    candidates = [found for found in acting if not _dealt_with(at, node, report, *found)]
     if not candidates:
         return prove_newcomer(at, node, report) or Decision(f"{at.name}: nothing to do")
     fault, rule = candidates[0]
@@ -94,7 +91,7 @@ def _consider(at: Situation) -> Decision:
     usage = budget.without_room(budget.fenced, at.fleet, at.policy, node, virtual=virtual)
     if usage is not None:
         return Decision(f"{what}, but the budget is used up: {usage}", again=RECHECK)
-    return _at_the_rate(at, what, virtual=virtual) or _open(at, node, report, fault, rule)
+    return _at_the_rate(at, what, virtual=virtual) or _open(at, node, report, acting, candidates[0])
 
 
 def _at_the_rate(at: Situation, what: str, *, virtual: bool) -> Decision | None:
@@ -143,7 +140,15 @@ def _orphan(at: Situation, node: Node) -> Decision | None:
     return Decision(sentence, Open(name, spec, status, None))
 
 
-def _open(at: Situation, node: Node, report: AcceleratorReport, fault: Fault, rule: Rule) -> Decision:
+def _open(
+    at: Situation,
+    node: Node,
+    report: AcceleratorReport,
+    acting: list[tuple[Fault, Rule]],
+    first: tuple[Fault, Rule],
+) -> Decision:
+    """A session about all faults that act, for the sake of the first."""
+    fault, rule = first
     name = _name(at, node, fault)
     if name in at.fleet.sessions:
         name = _name(at, node, fault, succeeding=rule.mode)
@@ -154,14 +159,14 @@ def _open(at: Situation, node: Node, report: AcceleratorReport, fault: Fault, ru
         mode=rule.mode,
         policy=at.policy.reference,
     )
-    faults = [found for found, _ in at.acting_faults(report)]
+    faults = [found for found, _ in acting]
     plan = plan_for(rule, fault.advice, max_attempts=at.policy.repair.max_attempts)
     status = journal.with_incidents(RemediationStatus(plan=plan), report, faults, at.now.wall)
     status = replace(
         status, rung=plan[0].rung if plan else "", leader_epoch=at.epoch, trace_id=trace_of(name)
     )
     because = f"{fault.kind} ({fault.code or 'no code'}) of {fault.device_uuid or 'the node'}"
-    if all(fences_device(ruled, found) for found, ruled in at.acting_faults(report)):
+    if all(fences_device(ruled, found) for found, ruled in acting):
         message = f"{because}: left to the device plugin, which withholds the device; the node stays open"
         status = journal.moved(status, Phase.HELD, reason=DEVICE_FENCED, message=message, now=at.now.wall)
         return Decision(f"{at.name}: {message}", Open(name, spec, status, None))
@@ -191,9 +196,10 @@ def _dealt_with(at: Situation, node: Node, report: AcceleratorReport, fault: Fau
 
     A session that gave way because more may be done has not dealt with what more may be done about.
     """
+    name = _name(at, node, fault)
     return any(
         session.spec.node_uid == node.metadata.uid
-        and (session.metadata.name == _name(at, node, fault) or _was_about(session, report, fault))
+        and (session.metadata.name == name or _was_about(session, report, fault))
         and not (
             session.current.reason == "Superseded" and MODES.index(rule.mode) > MODES.index(session.spec.mode)
         )

@@ -291,21 +291,20 @@ class Engine:
             log.exception("no decision can be made about a node", extra={"node": name})
             self._look_again_in(name, RECHECK)
             return
-        self._say(name, decision)
         if decision.again is not None:
             self._waiting.add(name)
             self._look_again_in(name, decision.again)
         else:
             self._waiting.discard(name)
-        if decision.action is not None:
+        if decision.action is not None and self.view_age() > VIEW_LIMIT:
+            self._look_again_in(name, 1.0)
+            decision = Decision(f"{name}: the view of the cluster is too old to act on", again=1.0)
+        elif decision.action is not None:
             self._start(name, decision.action)
+        # Said when it is under way: to write a line takes as long as to decide.
+        self._say(name, decision)
 
     def _start(self, name: str, action: Action) -> None:
-        age = self.view_age()
-        if age > VIEW_LIMIT:
-            self._say(name, Decision(f"{name}: the view of the cluster is too old to act on", again=1.0))
-            self._look_again_in(name, 1.0)
-            return
         self._in_flight.add(name)
         if isinstance(action, Open) and action.charged:
             self.fleet.begin(name, virtual=action.virtual)

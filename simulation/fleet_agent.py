@@ -21,7 +21,7 @@ from exporter.events import CaughtUp, Event, Met, Probed, ReceiptsRead, SourceSa
 from exporter.fold import OTHER_SOURCES, Fold
 from exporter.holdings import Holding, Holdings
 from exporter.publish import FIRST_PAUSE, LONGEST_FATAL_PAUSE, LONGEST_PAUSE
-from exporter.report_wire import new_report, status_patch
+from exporter.report_wire import new_report, status_patch, status_update
 from exporter.reporting import report_status
 from exporter.samples import Inventory, Sample
 from exporter.sources.kernel_intake import KernelMessage
@@ -43,6 +43,7 @@ TICK = 1.0
 
 _FOREVER = 1e12
 _REFUSED = 404
+_CONFLICT = 409
 
 Held = Callable[[], tuple[Holding, ...]]
 """Who holds which device on the node, as its kubelet says."""
@@ -87,6 +88,7 @@ class Agent:
         self._events: deque[Event] = deque()
         self._sequence = 0
         self._exists = False
+        self._version = ""
         self._bucket = Bucket()
         self._renew_at = -math.inf
         self._retry_at = -math.inf
@@ -223,17 +225,17 @@ class Agent:
     def _write(self, wanted: ReportStatus, now: float) -> None:
         kind = due(wanted, self.status, bucket=self._bucket, renew_at=self._renew_at, now=now).write
         status = msgspec.structs.replace(wanted, sequence=self._sequence + 1, renew_time=self._clock.wall())
-        patch = msgspec.json.decode(status_patch(status, self.status))
         try:
             if not self._exists:
                 self._store.create(
                     REPORTS, msgspec.json.decode(new_report(self._machine.name, self._node_uid))
                 )
                 self._exists = True
-            answer = self._store.patch(REPORTS, self._machine.name, patch, subresource="status")
+            answer = self._put(status)
         except StoreError as error:
             self._refused(error, wanted, now)
             return
+        self._version = answer["metadata"]["resourceVersion"]
         self._sequence += 1
         self._failures, self._retry_at = 0, -math.inf
         self.status = wanted
@@ -244,6 +246,19 @@ class Agent:
         self._renew_at = now + interval * self._rng.uniform(0.9, 1)
         self.fold.take(Written(self._sequence), now=self._clock.wall(), monotonic=now)
         self._take_spec(answer.get("spec") or {})
+
+    def _put(self, status: ReportStatus) -> Mapping[str, Any]:
+        """Write as `exporter.publish` does: over what we wrote last, or over whatever stands there."""
+        name, version, self._version = self._machine.name, self._version, ""
+        if version:
+            body = msgspec.json.decode(status_update(name, status, resource_version=version))
+            try:
+                return self._store.update(REPORTS, body, subresource="status")
+            except StoreError as error:
+                if error.code != _CONFLICT:
+                    raise
+        patch = msgspec.json.decode(status_patch(status))
+        return self._store.patch(REPORTS, name, patch, subresource="status")
 
     def _refused(self, error: StoreError, wanted: ReportStatus, now: float) -> None:
         if error.code == _REFUSED:

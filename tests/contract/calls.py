@@ -156,13 +156,22 @@ CALLS: tuple[Call, ...] = (
     Call(
         "patch",
         "acceleratorreports/status.sickbay.dev",
-        (f"{_PUBLISHER}._publish:merge_patch",),
+        (f"{_PUBLISHER}._write:merge_patch",),
         (
             "test_objects.py:test_a_status_of_nobody_is_not_found",
             "test_objects.py:test_nulls_in_a_merge_patch_remove_and_lists_are_replaced",
             "test_custom_resources.py:test_what_is_absent_is_filled_in_from_the_definition",
         ),
         patch="merge",
+    ),
+    Call(
+        "update",
+        "acceleratorreports/status.sickbay.dev",
+        (f"{_PUBLISHER}._write:put",),
+        (
+            "test_objects.py:test_a_status_that_is_put_is_all_there_is_and_nothing_else_is_touched",
+            "test_objects.py:test_a_status_that_is_put_on_an_old_version_or_on_nothing_is_refused",
+        ),
     ),
     Call(
         "patch",

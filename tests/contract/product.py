@@ -69,6 +69,8 @@ def _agent(world: World, session: Session, name: str, uid: str) -> None:
         assert met.get(timeout=10) is None
         publisher.offer(ReportStatus(node_uid=uid, boot_id="boot-1"))
         assert written.get(timeout=10) == 1
+        publisher.offer(ReportStatus(node_uid=uid, boot_id="boot-2"))
+        assert written.get(timeout=10) == 2
     finally:
         assert publisher.stop(5.0)
 
@@ -85,7 +87,7 @@ def _controller(world: World, session: Session, name: str, uid: str) -> None:
     world.merge(f"{NODES}/{name}", {"spec": {"taints": [{"key": "example.com/t", "effect": "NoSchedule"}]}})
     assert not cluster.remove_taint(cluster.get_node(name), "example.com/t").spec.taints
     report = cluster.report(name)
-    assert report is not None and report.status.boot_id == "boot-1"
+    assert report is not None and report.status.boot_id == "boot-2"
     spec = RemediationSpec(node_name=name, node_uid=uid, boot_id="boot-1", mode=Mode.OBSERVE)
     opened = cluster.create_session(f"{name}-0123456789", spec, RemediationStatus())
     opened = cluster.write_status(opened, RemediationStatus(leader_epoch=3))

@@ -216,6 +216,46 @@ def test_a_status_patch_with_an_old_resource_version_is_a_conflict(world: World)
     assert world.get(path)["status"]["phase"] == "Fenced"
 
 
+def _made_report(world: World) -> tuple[str, Object]:
+    """A report of a node with a spec and a status; its path, and how it is put again."""
+    name = world.fresh("put")
+    path = f"{REPORTS}/{name}"
+    world.create(
+        REPORTS, {**report(name), "spec": {"maintenance": {"reason": "r", "since": "2026-01-01T00:00:00Z"}}}
+    )
+    made = world.merge(f"{path}/status", {"status": {"nodeUID": "u", "bootID": "b", "sequence": 3}})
+    head = {key: made[key] for key in ("apiVersion", "kind")}
+    return path, {**head, "metadata": {"name": name, "resourceVersion": made["metadata"]["resourceVersion"]}}
+
+
+def test_a_status_that_is_put_is_all_there_is_and_nothing_else_is_touched(world: World) -> None:
+    """An agent need not know the controller's part of its report, nor who owns it."""
+    path, again = _made_report(world)
+    world.merge(path, {"metadata": {"labels": {"a": "1"}}})
+    before = world.get(path)
+    again["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"]
+    after = world.replace(f"{path}/status", {**again, "status": {"nodeUID": "u", "sequence": 4}})
+    assert "bootID" not in after["status"]
+    assert (after["status"]["nodeUID"], after["status"]["sequence"]) == ("u", 4)
+    assert after["spec"] == before["spec"]
+    changes = ("resourceVersion", "managedFields", "generation")
+    kept = [{k: v for k, v in one["metadata"].items() if k not in changes} for one in (before, after)]
+    assert kept[0] == kept[1]
+    assert after == world.get(path)
+
+
+def test_a_status_that_is_put_on_an_old_version_or_on_nothing_is_refused(world: World) -> None:
+    """So that an agent which does not know that the controller wrote finds out."""
+    path, again = _made_report(world)
+    world.merge(path, {"spec": {"maintenance": None}})
+    with refused(CHANGED):
+        world.replace(f"{path}/status", {**again, "status": {"nodeUID": "u", "sequence": 4}})
+    assert world.get(path)["status"]["sequence"] == 3
+    world.delete(path)
+    with refused(ABSENT):
+        world.replace(f"{path}/status", {**again, "status": {"nodeUID": "u"}})
+
+
 def test_a_status_patch_of_a_custom_resource_is_not_held_back_by_its_uid_alone(world: World) -> None:
     """The API takes nothing of the metadata of such a patch, so it is the resourceVersion that protects a session."""
     path, made = _made(world, SESSIONS)

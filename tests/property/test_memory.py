@@ -108,7 +108,7 @@ def violations(value, schema, path="status"):
 def test_every_report_is_within_what_the_api_server_takes_and_the_worst_fault_is_first(log):
     state = read(log, blank().with_inventory(inventory(0, 1), NOW))
     status = report_status(state, now=NOW, samples={}, node_uid="uid", agent_version="1")
-    written = msgspec.json.decode(status_patch(status, None))["status"]
+    written = msgspec.json.decode(status_patch(status))["status"]
     assert list(violations(written, STATUS_SCHEMA)) == []
     severities = [fault.severity.rank for fault in status.faults]
     assert severities == sorted(severities, reverse=True)

@@ -331,5 +331,5 @@ def test_receipts_and_what_they_ended_are_within_what_the_api_server_takes(histo
     status = report_status(
         node.fold.state, now=later(node.seconds), samples={}, node_uid="uid", agent_version="1"
     )
-    written = msgspec.json.decode(status_patch(status, None))["status"]
+    written = msgspec.json.decode(status_patch(status))["status"]
     assert list(violations(written, STATUS_SCHEMA)) == []

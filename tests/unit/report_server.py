@@ -37,8 +37,12 @@ class ReportServer:
     refusals: list = field(default_factory=list)
     always: Reply | None = None
     patches: list = field(default_factory=list)
+    """The statuses that were written, by a patch or by a PUT."""
+    methods: list = field(default_factory=list)
+    """How each of them was written."""
     posts: list = field(default_factory=list)
     times: list = field(default_factory=list)
+    version: int = 100
 
     def __post_init__(self):
         self.api.route = self.answer
@@ -53,17 +57,34 @@ class ReportServer:
             if self.stored is not None:
                 return refusal(409, "AlreadyExists")
             self.stored = {**body, "metadata": {**body["metadata"], "uid": "report-uid"}}
+            self.changed()
             return self.object(201)
         if self.stored is None:
             return refusal(404, "NotFound")
-        if request.method == "PATCH" and request.path == f"{PATH}/{self.name}/status":
-            assert request.headers["content-type"] == "application/merge-patch+json"
+        if request.method in ("PATCH", "PUT") and request.path == f"{PATH}/{self.name}/status":
+            if request.method == "PATCH":
+                assert request.headers["content-type"] == "application/merge-patch+json"
+                status = merged(self.stored.get("status"), body["status"])
+            elif body["metadata"]["resourceVersion"] != self.stored["metadata"].get("resourceVersion"):
+                return refusal(409, "Conflict")
+            else:
+                status = body["status"]
+            self.stored = {**self.stored, "status": status}
+            self.changed()
             self.times.append(arrived)
-            self.stored = {**self.stored, "status": merged(self.stored.get("status"), body["status"])}
             self.patches.append(body["status"])
+            self.methods.append(request.method)
             return self.object(200)
         assert (request.method, request.path) == ("GET", f"{PATH}/{self.name}")
         return self.object(200)
+
+    def changed(self):
+        """Give what is stored a new resourceVersion, as every write does."""
+        self.version += 1
+        self.stored = {
+            **self.stored,
+            "metadata": {**self.stored["metadata"], "resourceVersion": str(self.version)},
+        }
 
     def object(self, status):
         return Reply(json.dumps(self.stored).encode(), status)

@@ -44,7 +44,7 @@ GRANTS = {
         ("", "nodes/pods", "get"),
         ("", "nodes/metrics", "get"),
         (API_GROUP, "acceleratorreports", "create get"),
-        (API_GROUP, "acceleratorreports/status", "patch"),
+        (API_GROUP, "acceleratorreports/status", "patch update"),
     },
     CONTROLLER: {
         ("", "nodes", "get list patch watch"),

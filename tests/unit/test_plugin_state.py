@@ -157,7 +157,7 @@ def test_a_state_in_which_nothing_changes_stays_the_same_object():
 
 def test_the_report_names_the_plugins_whose_resource_is_known():
     node = Node().take(Probed((SERVING, UNNAMED)), ALL)
-    written = msgspec.json.decode(status_patch(node.status(), None))["status"]
+    written = msgspec.json.decode(status_patch(node.status()))["status"]
     assert written["plugin"] == {
         "resources": [{"name": GPU, "state": "Serving", "socket": "nvidia-gpu.sock"}]
     }

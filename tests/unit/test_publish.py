@@ -190,12 +190,48 @@ def test_other_changes_are_written_three_at_once_and_then_one_in_five_seconds(se
     assert server.status["faults"][0]["kind"] == "ContainedMemory"
 
 
-def test_a_renewal_is_small_and_advances_the_sequence(server, publish):
+def test_a_renewal_advances_the_sequence(server, publish):
     publish(renew_interval=0.05)
     writes = server.await_patches(4)
     assert [write["sequence"] for write in writes] == [1, 2, 3, 4]
-    assert set(writes[3]) == {"sequence", "renewTime", "observedTime"}
     assert len(server.status["devices"]) == 2
+
+
+def test_what_we_know_is_replaced_and_what_we_do_not_is_patched(server, publish):
+    publishing = publish(renew_interval=0.05)
+    server.await_patches(3)
+    assert server.methods[:3] == ["PATCH", "PUT", "PUT"]
+    assert publishing.publisher.failures.total() == 0
+
+
+def test_what_the_controller_or_a_person_writes_is_kept_and_is_no_failure(server, publish):
+    publishing = publish(renew_interval=0.05)
+    server.await_patches(2)
+    server.stored = {**server.stored, "spec": {"drillUntil": later(600).isoformat().replace("+00:00", "Z")}}
+    server.stored["metadata"] = {**server.stored["metadata"], "labels": {"a": "1"}}
+    server.changed()
+    wait_until(
+        lambda: "PATCH" in server.methods[1:], 5, "a patch of the version that we do not know", every=0.002
+    )
+    count = len(server.patches)
+    server.await_patches(count + 2)
+    assert server.methods[count:][:2] == ["PUT", "PUT"]
+    assert server.stored["metadata"]["labels"] == {"a": "1"} and server.stored["spec"]
+    sequences = [write["sequence"] for write in server.patches]
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert publishing.publisher.failures.total() == 0
+
+
+def test_what_somebody_has_done_to_the_status_is_put_right_by_the_next_renewal(server, publish):
+    publish(renew_interval=0.05)
+    server.await_patches(2)
+    server.stored = {
+        **server.stored,
+        "status": {**server.status, "devices": [], "plugin": {"reachable": False}},
+    }
+    server.changed()
+    wait_until(lambda: len(server.status["devices"]) == 2, 5, "the devices in the report", every=0.002)
+    assert "plugin" not in server.status
 
 
 def test_a_renewal_carries_counts(server, publish):

@@ -6,7 +6,7 @@ import msgspec
 import msgspec.structs
 import pytest
 
-from exporter.report_wire import new_report, read_core, read_report, status_patch
+from exporter.report_wire import new_report, read_core, read_report, status_patch, status_update
 from exporter.reporting import (
     action_of_wire,
     device_health,
@@ -42,8 +42,12 @@ def report(state, samples=None):
     )
 
 
-def patch(status, written=None):
-    return msgspec.json.decode(status_patch(status, written))["status"]
+def patch(status):
+    return msgspec.json.decode(status_patch(status))["status"]
+
+
+def update(status, version="7"):
+    return msgspec.json.decode(status_update("n1", status, resource_version=version))
 
 
 def test_the_report_tells_node_driver_and_devices():
@@ -172,22 +176,20 @@ def test_an_object_in_the_patch_names_every_field_too():
     }
 
 
-def test_a_renewal_is_small():
-    status = report(known_state())
-    assert set(patch(status, status)) == {"sequence", "renewTime", "observedTime"}
-
-
-def test_counts_and_last_seen_times_ride_on_a_renewal():
-    before = report(known_state().with_message(xid(79)))
-    after = report(known_state().with_message(xid(79)).with_message(xid(79, sequence=2, at=later(9))))
-    renewed = patch(after, before)
-    assert set(renewed) == {"sequence", "renewTime", "observedTime", "faults"}
-    assert renewed["faults"][0]["count"] == 2
-
-
-def test_a_change_of_meaning_is_written_whole():
-    before, after = report(known_state().with_message(xid(79))), report(known_state())
-    assert patch(after, before)["faults"] == []
+def test_an_update_is_the_whole_report_of_one_version_without_what_is_not_known():
+    first = update(report(fresh_state()))
+    assert first.pop("status") == {
+        name: value for name, value in patch(report(fresh_state())).items() if value is not None
+    }
+    assert first == {
+        "apiVersion": "sickbay.dev/v1alpha1",
+        "kind": "AcceleratorReport",
+        "metadata": {"name": "n1", "resourceVersion": "7"},
+    }
+    known = report(known_state().with_message(xid(79)))
+    unknown = {name for name, value in patch(known).items() if value is None}
+    assert unknown == {"plugin", "renewTime"}
+    assert set(patch(known)) - set(update(known)["status"]) == unknown
 
 
 def test_a_new_report_is_owned_by_its_node_and_says_nothing_else():
