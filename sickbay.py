@@ -29,7 +29,7 @@ try:
     from health.explain import explain, prose
     from health.xids import CatalogueError, Xid, builtin, parse
     from remediation.repair import command as repairs
-    from runtime import logs
+    from runtime import garbage, logs
     from runtime.config import load
     from runtime.config_error import ConfigError
     from runtime.version import VERSION
@@ -180,6 +180,7 @@ def _agent(flags: argparse.Namespace) -> int:
     logs.configure(format=loaded.log_format, level="WARNING" if once else loaded.log_level)
     if once:
         return agent.print_once(loaded, metrics=flags.print_metrics, report=flags.print_report)
+    garbage.settle()
     return agent.run(loaded)
 
 
@@ -198,6 +199,7 @@ def _controller(flags: argparse.Namespace) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    garbage.settle()
     return controller.run(loaded, version=VERSION, stopping=stopping)
 
 

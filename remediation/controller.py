@@ -228,13 +228,16 @@ class Controller:
             self._engine.fleet, self._engine.policy, start_tokens=tokens, epoch=self._engine.epoch, now=now
         )
         self._reload_policy()
-        if self._engine.epoch:
+        if self._engine.epoch and not self._engine.busy:
             gone = outlived(self._engine.fleet.sessions.values(), self._clock.wall())
             if gone:
                 self._workers.submit(self._forget, gone[:50])
 
     def _forget(self, sessions: list[AcceleratorRemediation]) -> None:
+        """Delete them one by one, as long as nothing else is to be done: a cordon waits for nothing that can wait."""
         for session in sessions:
+            if self._engine.busy:
+                return
             try:
                 self._cluster.delete_session(session)
             except ApiError as error:
