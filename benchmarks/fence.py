@@ -1,10 +1,10 @@
 """From a kernel line to a fenced node: `python -m benchmarks.fence`.
 
 Real agent and controller processes under their own accounts, a real API server with TLS and the admission
-policies, etcd with fsync, all on one machine (`tests.lab.control_plane` says what that asks of the API server's memory).
-One injection writes an Xid line to the kernel log (/dev/kmsg in a drill, else a FIFO) and ends when a watch, such as a
-scheduler has, delivers `spec.unschedulable`. Then the node is uncordoned as a person would, and another GPU fails; after
-sixteen of them the node boots, and all are well again.
+policies, etcd with fsync, all on one machine (`tests.lab.control_plane` says what that asks of the API server's
+memory). One injection writes an Xid line to the kernel log (/dev/kmsg in a drill, else a FIFO) and ends when a
+watch, such as a scheduler has, delivers `spec.unschedulable`. Then the node is uncordoned as a person would, and
+another GPU fails; after sixteen of them the node boots, and all are well again.
 """
 
 from __future__ import annotations
