@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Half of them wait for a process or a clock at any moment.
-WORKERS = $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
 .PHONY: help demo test fast check lab lab-binaries bench deep screenshots image lock clean
 
@@ -35,7 +33,7 @@ test-repair: $(READY)
 	$(BIN)/pytest tests/lab/repair tests/demo tests/contract -m "(lab or demo) and not deep"
 
 fast: $(READY)  ## the tests that need nothing but Python
-	$(BIN)/pytest tests/unit tests/property tests/contract -m "not lab and not deep" -n $(WORKERS)
+	$(BIN)/pytest tests/unit tests/property tests/contract -m "not lab and not deep" -n auto
 
 check: $(READY)  ## formatting, linters, types, import rules, alert rules (where promtool is installed)
 	$(BIN)/ruff format --check .

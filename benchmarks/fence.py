@@ -4,13 +4,14 @@ Real agent and controller processes under their own accounts, a real API server 
 policies, etcd with fsync, all on one machine (`tests.lab.control_plane` says what that asks of the API server's
 memory). One injection writes an Xid line to the kernel log (/dev/kmsg in a drill, else a FIFO) and ends when a
 watch, such as a scheduler has, delivers `spec.unschedulable`. Then the node is uncordoned as a person would, and
-another GPU fails; after sixteen of them the node boots, and all are well again.
+another GPU fails; when all eight have, the node boots, and all are well again.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import queue
 import sys
@@ -97,6 +98,7 @@ class Injector:
         self._node = node
         self._fifo = fifo
         self._left: list[str] = []
+        self._codes = itertools.cycle(CODES)
 
     def next_line(self) -> bytes:
         """The next fault's line; a new agent where the last one has seen all devices fail."""
@@ -123,9 +125,9 @@ class Injector:
             logs=rig.logs,
             ignoring=(ApiError, OSError),
         )
+        code = next(self._codes)
         self._left = [
             f"NVRM: Xid (PCI:{device.pci_address.rpartition('.')[0]}): {code}, pid=1234, name=python, bench\n"
-            for code in CODES
             for device in load(agent.machine).devices
         ]
 

@@ -129,8 +129,11 @@ def test_a_hung_plugin_whose_queue_is_full_still_hangs(folder: Path) -> None:
 
 def test_a_hung_plugin_keeps_one_connection(folder: Path, watched: Watched) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(str(folder / NVIDIA))
+        # Listens before it is seen: one that does not yet is asked by another connection whether anybody is there.
+        elsewhere = folder.parent / "elsewhere"
+        silent.bind(str(elsewhere))
         silent.listen(8)
+        elsewhere.rename(folder / NVIDIA)
         silent.settimeout(5)
         first, _ = silent.accept()
         watched.await_state(HUNG)
