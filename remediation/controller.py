@@ -44,9 +44,6 @@ Watched = TypeVar("Watched", AcceleratorReport, Node, AcceleratorRemediation, Ac
 HOUSEKEEPING = 2.0
 """Seconds between looks at the policy file, old sessions and the counts for metrics."""
 
-BACKLOG = 50
-"""Old sessions that are deleted in one go. Fewer can wait until nothing else is being done."""
-
 _STALLED = 60.0
 
 
@@ -233,14 +230,11 @@ class Controller:
         self._reload_policy()
         if self._engine.epoch:
             gone = outlived(self._engine.fleet.sessions.values(), self._clock.wall())
-            if gone and (not self._engine.busy or len(gone) > BACKLOG):
-                self._workers.submit(self._forget, gone[:BACKLOG])
+            if gone:
+                self._workers.submit(self._forget, gone[:50])
 
     def _forget(self, sessions: list[AcceleratorRemediation]) -> None:
-        """Delete them, as long as they are many or nothing else is to be done: a cordon shall not wait for it."""
         for session in sessions:
-            if self._engine.busy and len(sessions) < BACKLOG:
-                return
             try:
                 self._cluster.delete_session(session)
             except ApiError as error:

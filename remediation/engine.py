@@ -113,11 +113,6 @@ class Engine:
     def __post_init__(self) -> None:
         self._starts = StartLimit(self.clock, self.remember_tokens)
 
-    @property
-    def busy(self) -> bool:
-        """Whether an action is being carried out. Any thread may ask."""
-        return bool(self._in_flight)
-
     def run_once(self, *, patience: float) -> None:
         """Take in what there is, or wait at most `patience` seconds for it, then decide what it touches.
 

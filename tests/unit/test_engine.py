@@ -328,21 +328,6 @@ def test_a_pause_is_seen_also_where_an_answer_that_was_sent_before_it_comes_afte
     assert ward.fenced() == ["n1"]
 
 
-def test_it_is_busy_while_an_action_is_carried_out(ward: Ward) -> None:
-    """Until it is not, what can wait does: the deletion of old sessions, say."""
-    engine = ward.controller.engine
-    assert not engine.busy
-    ward.controller.workers.at_once = False
-    ward.raise_fault("n1", *FATAL)
-    ward.run()
-    assert engine.busy
-    ward.controller.workers.at_once = True
-    while ward.controller.workers.pending:
-        ward.controller.workers.run_next()
-    ward.rest()
-    assert not engine.busy and ward.fenced() == ["n1"]
-
-
 def test_what_the_controller_remembers_in_the_control_object_wakes_no_node(ward: Ward) -> None:
     ward.sentences.clear()
     tokens = {"tokens": 1, "refreshedTime": "2026-01-01T00:00:00Z"}
