@@ -19,6 +19,11 @@ BURST = 3
 REFILL_SECONDS = 5.0
 ATTENTIVE_SECONDS = 5.0
 
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 10.0
+LONGEST_FATAL_PAUSE = 1.0
+"""Seconds until a failed write is tried again; they double from the first to the longest."""
+
 
 class Write(StrEnum):
     """The kinds of write: a new or worse Fatal fault, what a repair waits for, another change, a sign of life."""
@@ -78,6 +83,12 @@ def attentive(status: ReportStatus) -> float:
     should not learn half a minute late that it is to let go of its devices, or may take them back."""
     waits = fatal(status) or status.device_access is DeviceAccess.RELEASED
     return ATTENTIVE_SECONDS if waits else math.inf
+
+
+def retry_pause(failures: int, *, urgent: bool) -> float:
+    """Seconds at most until a write that has failed so often is tried again; `urgent`: it tells of a Fatal fault."""
+    longest = LONGEST_FATAL_PAUSE if urgent else LONGEST_PAUSE
+    return min(longest, FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
 
 
 def fatal(status: ReportStatus) -> frozenset[tuple[str, str, bool]]:

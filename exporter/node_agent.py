@@ -33,7 +33,8 @@ from exporter.memory import Keeper, Memory
 from exporter.metrics import Figures, Snapshot, publish_histogram
 from exporter.plugin_state import PLUGIN, POD_RESOURCES
 from exporter.pods import PODS, PodSeen, PodsListed
-from exporter.publish import Publisher, ReportApi
+from exporter.publish import Publisher
+from exporter.report_writer import ReportApi
 from exporter.reporting import fresh_samples, report_status
 from exporter.samples import Inventory
 from exporter.sources.kernel_log import KernelLog

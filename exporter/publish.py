@@ -6,7 +6,6 @@ pauses, and what was overtaken meanwhile is never sent. The answer to each write
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
@@ -14,44 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import Protocol
 
-import msgspec
-
-from exporter.cadence import Bucket, Write, attentive, due, fatal, meaning
-from exporter.report_wire import new_report, read_core, read_report, status_patch, status_update
-from health.report import AcceleratorReport, ReportSpec, ReportStatus
-from health.vocabulary import GROUP_VERSION
+from exporter.cadence import LONGEST_PAUSE, Bucket, Write, attentive, due, fatal, meaning, retry_pause
+from exporter.report_writer import ReportApi, ReportWriter
+from health.report import ReportSpec, ReportStatus
 from runtime.api_errors import ApiError, Conflict, Forbidden, Invalid, NotFound, TooManyRequests, Unauthorized
 from runtime.clock import Clock, SystemClock
-from runtime.kubernetes import Response
-
-REPORTS = f"/apis/{GROUP_VERSION}/acceleratorreports"
-
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
-LONGEST_FATAL_PAUSE = 1.0
-"""Seconds until a failed write is tried again; they double from the first to the longest."""
-
-_TIMEOUT = (2.0, 5.0)
 
 log = logging.getLogger(__name__)
-
-
-class ReportApi(Protocol):
-    """What is used of `runtime.kubernetes.Session`."""
-
-    def get(self, path: str, *, timeout: tuple[float, float] = ...) -> Response:
-        """Read an object."""
-
-    def post(self, path: str, body: bytes, *, timeout: tuple[float, float] = ...) -> Response:
-        """Create an object."""
-
-    def put(self, path: str, body: bytes, *, timeout: tuple[float, float] = ...) -> Response:
-        """Replace an object, if its resourceVersion is still the body's."""
-
-    def merge_patch(self, path: str, body: bytes, *, timeout: tuple[float, float] = ...) -> Response:
-        """Change an object (RFC 7386)."""
 
 
 class _StoppingError(Exception):
@@ -80,22 +49,16 @@ class Publisher:
         renew_interval: float = 30.0,
         clock: Clock | None = None,
     ) -> None:
-        self._api = api
-        self._node = node
-        self._node_uid = node_uid
+        self._writer = ReportWriter(api, node=node, node_uid=node_uid, sequence=sequence)
         self._on_met = on_met
         self._on_spec = on_spec
         self._on_written = on_written
-        self._sequence = sequence
         self._renew_interval = renew_interval
         self._clock = clock or SystemClock()
         self._condition = threading.Condition()
         self._stopping = False
         self._wanted: ReportStatus | None = None
         self._changed_at: float | None = None
-        self._written: ReportStatus | None = None
-        self._exists = False
-        self._version = ""
         self._spec: ReportSpec | None = None
         self._bucket = Bucket()
         self._renew_at = float("-inf")
@@ -174,21 +137,10 @@ class Publisher:
         return True
 
     def _meet(self) -> None:
-        """Read the own report: what it says, and where its sequence stands."""
-        try:
-            body = self._api.get(f"{REPORTS}/{self._node}", timeout=_TIMEOUT).body
-        except NotFound:
+        report = self._writer.meet()
+        if report is None:
             self._on_met(None)
             return
-        self._exists = True
-        node_uid, sequence = read_core(body)
-        self._sequence = max(self._sequence, sequence)
-        report = read_report(body) or AcceleratorReport()
-        if self._node_uid and node_uid not in ("", self._node_uid):
-            log.warning(
-                "the report is of another node of this name: it is not taken up", extra={"uid": node_uid}
-            )
-            report = AcceleratorReport(spec=report.spec)
         self._on_met(report.status if report.status != ReportStatus() else None)
         self._take_spec(report.spec)
 
@@ -201,7 +153,7 @@ class Publisher:
                     continue
                 now = self._clock.monotonic()
                 next_write = due(
-                    self._wanted, self._written, bucket=self._bucket, renew_at=self._renew_at, now=now
+                    self._wanted, self._writer.written, bucket=self._bucket, renew_at=self._renew_at, now=now
                 )
                 at = max(next_write.at, self._retry_at)
                 if at <= now:
@@ -217,37 +169,13 @@ class Publisher:
                 raise _StoppingError
 
     def _publish(self, wanted: ReportStatus, write: Write) -> None:
-        if not self._exists:
-            self._create()
-        begun = self._clock.monotonic()
-        now = self._clock.wall()
-        status = msgspec.structs.replace(wanted, sequence=self._sequence + 1, renew_time=now)
-        try:
-            answer = self._write(status)
-        except ApiError as error:
-            self._exists = not isinstance(error, NotFound)
-            if error.maybe_applied:
-                self._sequence += 1
-            if error.maybe_applied or not self._exists:
-                self._written = None
-            raise
-        self._sequence += 1
-        self._written = wanted
+        begun, now = self._clock.monotonic(), self._clock.wall()
+        report = self._writer.write(wanted, now=now)
         self.writes[write] += 1
         self.last_written = now
         self._settle(wanted, write, begun)
-        if report := read_report(answer.body):
-            self._version = report.metadata.resource_version
+        if report is not None:
             self._take_spec(report.spec)
-
-    def _write(self, status: ReportStatus) -> Response:
-        """Put it in the place of what we have written last, or over whatever stands there."""
-        path, version, self._version = f"{REPORTS}/{self._node}/status", self._version, ""
-        if version:
-            body = status_update(self._node, status, resource_version=version)
-            with contextlib.suppress(Conflict):  # the controller has written its spec, or somebody a label
-                return self._api.put(path, body, timeout=_TIMEOUT)
-        return self._api.merge_patch(path, status_patch(status), timeout=_TIMEOUT)
 
     def _settle(self, wanted: ReportStatus, write: Write, begun: float) -> None:
         now = self._clock.monotonic()
@@ -261,16 +189,7 @@ class Publisher:
             overtaken = self._wanted is not wanted and self._wanted is not None
             differs = overtaken and meaning(self._wanted) != meaning(wanted)  # type: ignore[arg-type]
             self._changed_at = begun if differs else None
-        self._on_written(self._sequence, write, now - (begun if changed_at is None else changed_at))
-
-    def _create(self) -> None:
-        try:
-            self._api.post(REPORTS, new_report(self._node, self._node_uid), timeout=_TIMEOUT)
-        except Conflict as error:
-            if not error.already_exists:
-                raise
-        self._exists = True
-        self._written = None
+        self._on_written(self._writer.sequence, write, now - (begun if changed_at is None else changed_at))
 
     def _take_spec(self, spec: ReportSpec) -> None:
         if spec != self._spec:
@@ -290,10 +209,9 @@ class Publisher:
         with self._condition:
             self._failed_writes += 1
             unknown = fatal(self._wanted) if self._wanted else frozenset()
-            if self._written:
-                unknown -= fatal(self._written)
-            longest = LONGEST_FATAL_PAUSE if unknown or self._hurried else LONGEST_PAUSE
-            pause = min(longest, FIRST_PAUSE * 2.0 ** min(self._failed_writes - 1, 10))
+            if self._writer.written:
+                unknown -= fatal(self._writer.written)
+            pause = retry_pause(self._failed_writes, urgent=bool(unknown) or self._hurried)
             pause *= random.uniform(0.5, 1)  # noqa: S311
             if isinstance(error, TooManyRequests) and error.retry_after:
                 pause = max(pause, min(LONGEST_PAUSE, error.retry_after))

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 from runtime.clock import Clock
 from simulation.cluster.control_plane import ControlPlane
-from simulation.cluster.interface import Store
 from simulation.cluster.kubelet_node import Timings
 from simulation.cluster.node_lifecycle import GRACE_SECONDS
+from simulation.cluster.store import ClusterStore
 from simulation.fleet_agent import REPORTS
 from simulation.fleet_faults import Schedule, Strike, storm
 from simulation.fleet_node import FleetNode
@@ -61,7 +61,7 @@ class Fleet:
 
     def __init__(
         self,
-        store: Store,
+        store: ClusterStore,
         *,
         size: int,
         seed: int = 0,

@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 import msgspec.structs
 
-from exporter.cadence import Bucket, Write, attentive, due, fatal
+from exporter.cadence import Bucket, Write, attentive, due, fatal, retry_pause
 from exporter.events import CaughtUp, Event, Met, Probed, ReceiptsRead, SourceSaid, Written
 from exporter.fold import OTHER_SOURCES, Fold
 from exporter.holdings import Holding, Holdings
-from exporter.publish import FIRST_PAUSE, LONGEST_FATAL_PAUSE, LONGEST_PAUSE
-from exporter.report_wire import new_report, status_patch, status_update
+from exporter.report_writer import ReportWriter
 from exporter.reporting import report_status
 from exporter.samples import Inventory, Sample
 from exporter.sources.kernel_intake import KernelMessage
@@ -29,21 +27,21 @@ from exporter.state import KERNEL_LOG, NVML, NodeState
 from health.diagnose import DWELL
 from health.kernel_line import parse
 from health.plugin_faults import PLUGIN_FAULTS
-from health.report import AcceleratorReport, ReportSpec, ReportStatus
+from health.report import ReportSpec, ReportStatus
 from health.vocabulary import ClearsOn, SourceState
 from health.xids import builtin
+from runtime.api_errors import ApiError
 from runtime.clock import Clock
 from runtime.version import VERSION
-from simulation.cluster.interface import Store, StoreError
+from simulation.cluster.store import ClusterStore
 from simulation.fleet_machine import DRIVER, GPU, LIBRARY, Machine
+from simulation.store_session import StoreSession
 
 REPORTS = "acceleratorreports.sickbay.dev"
 TICK = 1.0
 """Seconds between an agent's looks at what may have become a fault."""
 
 _FOREVER = 1e12
-_REFUSED = 404
-_CONFLICT = 409
 
 Held = Callable[[], tuple[Holding, ...]]
 """Who holds which device on the node, as its kubelet says."""
@@ -56,7 +54,7 @@ class Agent:
         self,
         machine: Machine,
         *,
-        store: Store,
+        store: ClusterStore,
         node_uid: str,
         boot_id: str,
         clock: Clock,
@@ -65,7 +63,8 @@ class Agent:
         renew_interval: float = 30.0,
     ) -> None:
         self._machine = machine
-        self._store = store
+        session = StoreSession(store, user_agent="sickbay-agent/simulated")
+        self._writer = ReportWriter(session, node=machine.name, node_uid=node_uid)
         self._node_uid = node_uid
         self._clock = clock
         self._held = held
@@ -82,22 +81,21 @@ class Agent:
             monotonic=now,
             sample_interval=_FOREVER,
         )
-        self.status: ReportStatus | None = None
-        """What the report says, as this agent wrote it last."""
         self.writes: dict[Write, int] = dict.fromkeys(Write, 0)
         self._events: deque[Event] = deque()
-        self._sequence = 0
-        self._exists = False
-        self._version = ""
         self._bucket = Bucket()
         self._renew_at = -math.inf
         self._retry_at = -math.inf
         self._failures = 0
         self._due = now
-        self._spec: Mapping[str, Any] = {}
         self._made: ReportStatus | None = None
         self._made_of: NodeState | None = None
         self._begin()
+
+    @property
+    def status(self) -> ReportStatus | None:
+        """What the report says, as this agent wrote it last."""
+        return self._writer.written
 
     @property
     def released(self) -> bool:
@@ -173,17 +171,12 @@ class Agent:
         self._events.append(CaughtUp())
         self._events.append(Probed(machine.probed()))
         self._events.append(self._holdings())
-        try:
-            found = self._store.get(REPORTS, machine.name)
-        except StoreError:
+        report = self._writer.meet()
+        if report is None:
             self._events.append(Met(None))
             return
-        report = msgspec.convert(found, AcceleratorReport)
-        self._exists = True
-        self._sequence = report.status.sequence
-        mine = report.status.node_uid in ("", self._node_uid)
-        self._events.append(Met(report.status if mine and report.status != ReportStatus() else None))
-        self._take_spec(found.get("spec") or {})
+        self._events.append(Met(report.status if report.status != ReportStatus() else None))
+        self._take_spec(report.spec)
 
     def _settle(self, now: float) -> None:
         wall = self._clock.wall()
@@ -224,57 +217,26 @@ class Agent:
 
     def _write(self, wanted: ReportStatus, now: float) -> None:
         kind = due(wanted, self.status, bucket=self._bucket, renew_at=self._renew_at, now=now).write
-        status = msgspec.structs.replace(wanted, sequence=self._sequence + 1, renew_time=self._clock.wall())
         try:
-            if not self._exists:
-                self._store.create(
-                    REPORTS, msgspec.json.decode(new_report(self._machine.name, self._node_uid))
-                )
-                self._exists = True
-            answer = self._put(status)
-        except StoreError as error:
-            self._refused(error, wanted, now)
+            report = self._writer.write(wanted, now=self._clock.wall())
+        except ApiError:
+            self._failures += 1
+            pause = retry_pause(self._failures, urgent=bool(fatal(wanted)))
+            self._retry_at = now + pause * self._rng.uniform(0.5, 1)
             return
-        self._version = answer["metadata"]["resourceVersion"]
-        self._sequence += 1
         self._failures, self._retry_at = 0, -math.inf
-        self.status = wanted
         self.writes[kind] += 1
         if kind is Write.CHANGE:
             self._bucket = self._bucket.taken(now)
         interval = min(self._renew_interval, attentive(wanted))
         self._renew_at = now + interval * self._rng.uniform(0.9, 1)
-        self.fold.take(Written(self._sequence), now=self._clock.wall(), monotonic=now)
-        self._take_spec(answer.get("spec") or {})
+        self.fold.take(Written(self._writer.sequence), now=self._clock.wall(), monotonic=now)
+        if report is not None:
+            self._take_spec(report.spec)
 
-    def _put(self, status: ReportStatus) -> Mapping[str, Any]:
-        """Write as `exporter.publish` does: over what we wrote last, or over whatever stands there."""
-        name, version, self._version = self._machine.name, self._version, ""
-        if version:
-            body = msgspec.json.decode(status_update(name, status, resource_version=version))
-            try:
-                return self._store.update(REPORTS, body, subresource="status")
-            except StoreError as error:
-                if error.code != _CONFLICT:
-                    raise
-        patch = msgspec.json.decode(status_patch(status))
-        return self._store.patch(REPORTS, name, patch, subresource="status")
-
-    def _refused(self, error: StoreError, wanted: ReportStatus, now: float) -> None:
-        if error.code == _REFUSED:
-            self._exists, self.status = False, None
-        self._failures += 1
-        longest = LONGEST_FATAL_PAUSE if fatal(wanted) else LONGEST_PAUSE
-        pause = min(longest, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
-        self._retry_at = now + pause * self._rng.uniform(0.5, 1)
-
-    def _take_spec(self, spec: Mapping[str, Any]) -> None:
-        if spec == self._spec and self._spec:
-            return
-        self._spec = spec
-        taken = msgspec.convert(spec, ReportSpec)
-        if taken != self.fold.state.orders:
-            self.fold.take(taken, now=self._clock.wall(), monotonic=self._clock.monotonic())
+    def _take_spec(self, spec: ReportSpec) -> None:
+        if spec != self.fold.state.orders:
+            self.fold.take(spec, now=self._clock.wall(), monotonic=self._clock.monotonic())
 
     def _look_at(self, now: float) -> float:
         """When time alone may change what the report says."""

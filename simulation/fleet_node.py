@@ -9,8 +9,9 @@ from typing import Protocol
 from exporter.holdings import Holding
 from runtime.clock import Clock
 from simulation.cluster.control_plane import ControlPlane
-from simulation.cluster.interface import Store, StoreError
+from simulation.cluster.interface import StoreError
 from simulation.cluster.kubelet_node import NodeShape
+from simulation.cluster.store import ClusterStore
 from simulation.fleet_agent import Agent
 from simulation.fleet_faults import Schedule
 from simulation.fleet_machine import GPU, MODEL, Machine, built
@@ -62,7 +63,7 @@ class FleetNode:
         pool: str,
         use: str,
         profile: Habits,
-        store: Store,
+        store: ClusterStore,
         clock: Clock,
         fleet: Surroundings,
     ) -> None:

@@ -15,7 +15,7 @@ _PODS = "remediation/pod_api.py:KubernetesPods"
 _REPAIRS = "remediation/repair_api.py:KubernetesRepairs"
 _LEASE = "remediation/lease.py:KubernetesLeaseApi"
 _REFLECTOR = "remediation/reflector.py:Reflector"
-_PUBLISHER = "exporter/publish.py:Publisher"
+_WRITER = "exporter/report_writer.py:ReportWriter"
 _CHECK = "remediation/repair/check.py"
 
 
@@ -140,13 +140,13 @@ CALLS: tuple[Call, ...] = (
     Call(
         "get",
         "acceleratorreports.sickbay.dev",
-        (f"{_CLUSTER}.report:get", f"{_PUBLISHER}._meet:get"),
+        (f"{_CLUSTER}.report:get", f"{_WRITER}.meet:get"),
         _GET_TESTS,
     ),
     Call(
         "create",
         "acceleratorreports.sickbay.dev",
-        (f"{_PUBLISHER}._create:post",),
+        (f"{_WRITER}._create:post",),
         (
             "test_objects.py:test_a_name_is_taken_once",
             "test_objects.py:test_a_resource_that_is_not_served_is_a_404_that_is_no_object",
@@ -156,7 +156,7 @@ CALLS: tuple[Call, ...] = (
     Call(
         "patch",
         "acceleratorreports/status.sickbay.dev",
-        (f"{_PUBLISHER}._write:merge_patch",),
+        (f"{_WRITER}._put:merge_patch",),
         (
             "test_objects.py:test_a_status_of_nobody_is_not_found",
             "test_objects.py:test_nulls_in_a_merge_patch_remove_and_lists_are_replaced",
@@ -167,7 +167,7 @@ CALLS: tuple[Call, ...] = (
     Call(
         "update",
         "acceleratorreports/status.sickbay.dev",
-        (f"{_PUBLISHER}._write:put",),
+        (f"{_WRITER}._put:put",),
         (
             "test_objects.py:test_a_status_that_is_put_is_all_there_is_and_nothing_else_is_touched",
             "test_objects.py:test_a_status_that_is_put_on_an_old_version_or_on_nothing_is_refused",

@@ -15,6 +15,7 @@ from exporter.cadence import (
     attentive,
     due,
     meaning,
+    retry_pause,
 )
 from exporter.reporting import report_status
 from exporter.state import NVML
@@ -144,3 +145,11 @@ def test_a_node_that_is_to_be_repaired_or_is_being_repaired_asks_for_orders_more
     released = msgspec.structs.replace(CALM, device_access=DeviceAccess.RELEASED)
     assert [attentive(status) for status in (FATAL, released)] == [ATTENTIVE_SECONDS] * 2
     assert [attentive(status) for status in (CALM, DEGRADED)] == [math.inf] * 2
+
+
+@pytest.mark.parametrize(("urgent", "longest"), [(True, 1.0), (False, 10.0)])
+def test_a_write_that_fails_is_tried_again_ever_later_up_to_a_bound(urgent, longest):
+    pauses = [retry_pause(failures, urgent=urgent) for failures in range(1, 2000)]
+    assert pauses[:3] == [0.2, 0.4, 0.8]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == longest

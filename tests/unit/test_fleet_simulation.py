@@ -23,12 +23,12 @@ from simulation.cluster.server import EmbeddedApi
 from simulation.cluster.store import ClusterStore
 from simulation.fleet import Fleet, Profile
 from simulation.fleet_agent import REPORTS
-from simulation.fleet_controller import StoreSession
 from simulation.fleet_faults import Schedule, storm
 from simulation.fleet_live import LiveFleet
 from simulation.fleet_rates import COLUMNS, Effect, Rates, RatesError, builtin, parse
 from simulation.fleet_run import COARSE, Simulation, main
 from simulation.fleet_workloads import Load
+from simulation.store_session import StoreSession
 from tests.unit.embedded_rig import eventually, session
 
 _IDLE = Load(training=0, inference=0)

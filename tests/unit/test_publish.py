@@ -6,7 +6,7 @@ import time
 import msgspec.structs
 import pytest
 
-from exporter import publish as publish_module
+from exporter import cadence
 from exporter.cadence import Write
 from exporter.publish import Publisher
 from exporter.reporting import report_status
@@ -67,7 +67,7 @@ def server(api):
 
 @pytest.fixture
 def publish(server, monkeypatch):
-    monkeypatch.setattr(publish_module, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(cadence, "FIRST_PAUSE", 0.02)
     running = []
 
     def start(**options):
@@ -359,7 +359,7 @@ def test_a_fatal_fault_does_not_wait_for_the_pause_of_an_earlier_failure(server,
 
 
 def test_a_fault_before_the_report_was_read_hurries_the_reading(server, publish, monkeypatch):
-    monkeypatch.setattr(publish_module, "FIRST_PAUSE", 10)
+    monkeypatch.setattr(cadence, "FIRST_PAUSE", 10)
     server.always = refusal(503, "ServiceUnavailable")
     publishing = publish(offer=FATAL)
     publishing.await_failures(1)
