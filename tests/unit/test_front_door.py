@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sickbay
+from runtime import garbage
 
 LINE = "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus."
 KUBECONFIG = """
@@ -157,3 +159,13 @@ def test_a_missing_command_is_a_usage_error() -> None:
     with pytest.raises(SystemExit) as exit_:
         sickbay.main([])
     assert exit_.value.code == sickbay.EXIT_USAGE
+
+
+def test_what_lives_since_the_start_is_in_no_later_garbage_collection() -> None:
+    """Else a full collection stops agent or controller for 15 ms, just before a cordon perhaps."""
+    try:
+        garbage.settle()
+        assert gc.get_freeze_count() > 10_000
+        assert len(gc.get_objects()) < 1_000
+    finally:
+        gc.unfreeze()

@@ -60,13 +60,42 @@ def test_an_agent_cannot_create_another_nodes_report(world: World) -> None:
     assert f"metadata.name must be {MINE}" in message
 
 
+def test_an_agent_puts_its_status_in_the_place_of_the_last_and_nothing_else(
+    world: World, own_report: str
+) -> None:
+    world.admin.patch(own_report, {"spec": {"pool": "training"}})
+    before = world.agent.patch(
+        f"{own_report}/status", {"status": {"nodeUID": world.uids[MINE], "bootID": "b"}}
+    )
+    head = {key: before[key] for key in ("apiVersion", "kind")}
+    version = {"name": MINE, "resourceVersion": before["metadata"]["resourceVersion"]}
+    with_more = {**head, "metadata": {**version, "labels": {"example.com/rack": "r1"}}, "spec": {"pool": "x"}}
+    status = {"nodeUID": world.uids[MINE], "sequence": 2}
+    after = world.agent.request("PUT", f"{own_report}/status", {**with_more, "status": status})
+    assert after["spec"] == {"pool": "training"}
+    assert after["metadata"].get("labels") == before["metadata"].get("labels")
+    assert (after["status"]["sequence"], "bootID" in after["status"]) == (2, False)
+    version["resourceVersion"] = after["metadata"]["resourceVersion"]
+    foreign = {**head, "metadata": version, "status": {"nodeUID": world.uids[OTHER], "sequence": 3}}
+    message = refused_by(
+        "sickbay-own-report", lambda: world.agent.request("PUT", f"{own_report}/status", foreign)
+    )
+    assert f"status.nodeUID must be {world.uids[MINE]}" in message
+    assert 'cannot update resource "acceleratorreports"' in refused(
+        lambda: world.agent.request("PUT", own_report, foreign)
+    )
+
+
 def test_an_agent_cannot_write_another_nodes_status(world: World) -> None:
-    world.admin.create(REPORTS, world.report(OTHER))
+    made = world.admin.create(REPORTS, world.report(OTHER))
     try:
         path = f"{REPORTS}/{OTHER}/status"
         status = {"nodeUID": world.uids[OTHER], "sequence": 9}
-        message = refused_by("sickbay-own-report", lambda: world.agent.patch(path, {"status": status}))
-        assert f"metadata.name must be {MINE}" in message
+        for write in (
+            lambda: world.agent.patch(path, {"status": status}),
+            lambda: world.agent.request("PUT", path, {**made, "status": status}),
+        ):
+            assert f"metadata.name must be {MINE}" in refused_by("sickbay-own-report", write)
     finally:
         world.admin.delete(f"{REPORTS}/{OTHER}")
 
