@@ -173,8 +173,9 @@ def _open_sessions(rig: Rig) -> bool:
 
 
 @contextmanager
-def renewals(lab: Lab) -> Iterator[None]:
-    """Simulated reports that are renewed as those of 5,000 nodes are, from a process of their own."""
+def renewals(lab: Lab) -> Iterator[Callable[[], str]]:
+    """Simulated reports that are renewed as those of 5,000 nodes are, from a process of their own; yields what tells
+    how many a second it came to."""
     command = [
         sys.executable,
         "-m",
@@ -186,9 +187,15 @@ def renewals(lab: Lab) -> Iterator[None]:
     child = lab.processes.start("renewals", command, cwd=PROJECT)
     try:
         wait_until(lambda: "ready" in child.log.read_text(), 120, "the reports to exist", logs=[child.log])
-        yield
+        yield lambda: _achieved(child.log)
     finally:
         child.stop()
+
+
+def _achieved(log: Path) -> str:
+    """From the newest line of the renewals' account."""
+    words = [line.split() for line in log.read_text().splitlines() if line.startswith("renewed ")][-1]
+    return f"{int(words[1]) / float(words[5]):.0f} renewals/s in the mean, {words[3]} failed"
 
 
 def _run(lab: Lab, count: int, fifo: bool, loaded: bool) -> list[float]:
@@ -256,8 +263,9 @@ def main() -> int:
         with Lab(fsync=True) as lab:
             if loaded:
                 manifests.apply(lab)
-                with renewals(lab):
+                with renewals(lab) as achieved:
                     _run(lab, flags.injections, flags.fifo, loaded)
+                    print(f"  of {RENEWALS_PER_SECOND} renewals/s asked for: {achieved()}")
             else:
                 _run(lab, flags.injections, flags.fifo, loaded)
     return 0
