@@ -18,6 +18,7 @@ from simulation.fleet_machine import GPU, MODEL, Machine, built
 from simulation.fleet_programs import Host, NodePrograms
 from simulation.fleet_rates import Cause, Effect
 from simulation.fleet_workloads import OPERAND, USE_LABEL
+from simulation.store_session import StoreSession
 
 POOL_LABEL = "sickbay.dev/pool"
 _MODEL_LABEL = "nvidia.com/gpu.product"
@@ -85,6 +86,7 @@ class FleetNode:
         host = Host(
             self.machine,
             clock,
+            api=StoreSession(store, user_agent="sickbay-repair/simulated"),
             holders=self._holders,
             reboot=lambda: self.go_down(self._drawn(profile.boot_seconds)),
             restart_kubelet=lambda: fleet.plane.kubelets.restart_kubelet(self.name),

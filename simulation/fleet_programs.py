@@ -1,7 +1,8 @@
 """What runs in the containers of a simulated node: the device plugin's process, and the repair programs.
 
-A repair acts as `sickbay repair` does: not in another boot than it is meant for, once for each attempt, a reset only
-where nobody holds the device; and what it did is in a receipt on the host.
+The look before a repair is the program's own, at the store. The repair then acts as `sickbay repair` does: not in
+another boot than it is meant for, once for each attempt, a reset only where nobody holds the device; and what it did is
+in a receipt on the host.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 
 from health.receipt import RESET, Receipt, RepairResult
 from remediation.policy import StepName
+from remediation.repair.check import Asked, look, refusal
 from remediation.repair.order import Exit
 from remediation.steps.job import FACT_PREFIX, TEMPLATE_LABEL
 from runtime.clock import Clock
+from runtime.kubernetes import Session
 from simulation.cluster.interface import Object
 from simulation.cluster.programs import Launch, Program
 from simulation.fleet_machine import Machine
@@ -32,6 +35,7 @@ class Host:
         machine: Machine,
         clock: Clock,
         *,
+        api: Session,
         holders: Callable[[frozenset[str]], str],
         reboot: Callable[[], None],
         restart_kubelet: Callable[[], None],
@@ -43,6 +47,7 @@ class Host:
         shows later. `acted`: (node, step, whether something was broken) of each deed."""
         self.machine = machine
         self.clock = clock
+        self.api = api
         self.holders = holders
         self.reboot = reboot
         self.restart_kubelet = restart_kubelet
@@ -89,6 +94,7 @@ class _Facts:
     step: str
     attempt: int
     boot_id: str
+    node_uid: str
     devices: tuple[str, ...]
 
     @classmethod
@@ -105,6 +111,7 @@ class _Facts:
             step=said("step"),
             attempt=int(attempt) if attempt.isdecimal() else 0,
             boot_id=said("boot-id"),
+            node_uid=said("node-uid"),
             devices=devices,
         )
 
@@ -137,10 +144,10 @@ class RepairProgram:
 
     def _acted(self) -> Exit:
         facts, host = self._facts, self._host
-        if facts.boot_id != self._boot_id:
-            return Exit.NOT_ALLOWED if self._look else Exit.DONE
+        if self._look:
+            return self._looked()
         identity = (facts.session, facts.step, facts.attempt)
-        if self._look or any(one.identity == identity for one in host.machine.receipts):
+        if facts.boot_id != self._boot_id or any(one.identity == identity for one in host.machine.receipts):
             return Exit.DONE
         match facts.step:
             case StepName.RESET:
@@ -155,6 +162,13 @@ class RepairProgram:
                 self._leave(RepairResult.DONE, "the kubelet was restarted")
                 return Exit.DONE
         return Exit.REFUSED
+
+    def _looked(self) -> Exit:
+        facts, host = self._facts, self._host
+        node, uid = host.machine.name, facts.node_uid
+        asked = Asked(facts.session, facts.step, node, uid, facts.boot_id, facts.attempt)
+        found = look(host.api, asked)
+        return Exit.NOT_ALLOWED if refusal(found.session, found.node, found.control, asked) else Exit.DONE
 
     def _reset(self) -> Exit:
         facts, host = self._facts, self._host

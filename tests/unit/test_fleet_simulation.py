@@ -15,16 +15,19 @@ import pytest
 from exporter.cadence import Write
 from health.report import AcceleratorReport
 from health.vocabulary import DeviceAccess, DeviceHealth, FaultKind, Phase
+from remediation.repair.order import Exit
 from runtime.api_errors import NotFound
 from runtime.clock import ManualClock, SystemClock, rfc3339
 from simulation.cluster import crds
 from simulation.cluster.kubelet_node import Timings
+from simulation.cluster.programs import Launch, Program
 from simulation.cluster.server import EmbeddedApi
 from simulation.cluster.store import ClusterStore
 from simulation.fleet import Fleet, Profile
 from simulation.fleet_agent import REPORTS
 from simulation.fleet_faults import Schedule, storm
 from simulation.fleet_live import LiveFleet
+from simulation.fleet_programs import NodePrograms
 from simulation.fleet_rates import COLUMNS, Effect, Rates, RatesError, builtin, parse
 from simulation.fleet_run import COARSE, Simulation, main
 from simulation.fleet_workloads import Load
@@ -315,6 +318,29 @@ def test_the_controller_resets_a_broken_gpu_and_gives_the_node_back() -> None:
     assert run.monitor.cordoned_by_us == []
     assert run.fleet.nodes[0].machine.broken == {}
     assert run.monitor.wrong == []
+
+
+def test_a_repair_that_nobody_wants_any_more_is_not_allowed_by_its_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The simulated host is no kinder than the real one: a Job that comes late does nothing."""
+    looks: list[tuple[NodePrograms, Launch]] = []
+    real = NodePrograms.__call__
+
+    def noted(self: NodePrograms, launch: Launch) -> Program | None:
+        if launch.init:
+            looks.append((self, launch))
+        return real(self, launch)
+
+    monkeypatch.setattr(NodePrograms, "__call__", noted)
+    run = Simulation.begin(nodes=2, seed=1, rates=_always_helped(), profile=_CALM)
+    run.fleet.inject(run.fleet.nodes[0].name, 48)
+    run.advance(1800)
+    assert run.monitor.deeds == {"Reset": 1}, "the look of then allowed it"
+    ((programs, launch),) = looks
+    late = programs(launch)
+    assert late is not None
+    assert late.poll(run.clock.monotonic()) == Exit.NOT_ALLOWED
 
 
 def test_the_controller_reboots_a_node_whose_gpu_is_lost() -> None:
