@@ -135,4 +135,4 @@ def test_lab_tests_skip_loudly_where_binaries_are_missing(tmp_path: Path) -> Non
 def test_in_ci_lab_tests_fail_where_binaries_are_missing(tmp_path: Path) -> None:
     done = lab_tests_without_binaries(tmp_path, ci="true")
     assert done.returncode == 1, done.stdout
-    assert "CI is set, where the lab tests may not be skipped" in done.stdout
+    assert "CI is set, where tests of real parts may not be skipped" in done.stdout
